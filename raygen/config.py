@@ -183,9 +183,7 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="")
 
     @classmethod
-    def load(
-        cls, preset: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()
-    ) -> Config:
+    def load(cls, preset: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
         """A preset's name or a YAML file, with dotted overrides on top.
 
         `overrides` is a mapping of dotted paths or an iterable of `key=value` strings, whose

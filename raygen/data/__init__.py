@@ -1,0 +1,1 @@
+"""From a bucket of videos to batches of clips."""

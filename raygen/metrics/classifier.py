@@ -1,0 +1,168 @@
+"""The judge: a small 3D convolutional classifier, trained on a run's own real clips.
+
+It answers two questions about generated clips: is the class right (its verdict), and how far are
+they from real ones (its features, see frechet.py). It is only as good as its accuracy on real
+videos that it has not seen, which is therefore always reported beside.
+
+Shapes: N clips or B in a batch, C channels, T frames, H, W, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raygen.errors import DataError
+
+Clips = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+HELD_OUT = 0.25  # of each class's clips
+SHIFT = 1 / 8  # largest shift while training, of height and width
+PEAK_LR = 4e-3
+WIDTH = 16
+
+
+class Classifier(nn.Module):
+    """Clips to K class scores; the D = 64 features beneath them are pooled over time and space.
+
+    The frame difference is an input of its own: with few videos, backgrounds would otherwise be
+    learned before motion is.
+    """
+
+    features_dim = 4 * WIDTH
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _block(6, WIDTH, stride=(2, 2, 2)),
+            _block(WIDTH, 2 * WIDTH, stride=(2, 2, 2)),
+            _block(2 * WIDTH, 4 * WIDTH, stride=(2, 2, 2)),
+            _block(4 * WIDTH, 4 * WIDTH, stride=(1, 1, 1)),
+        )
+        self.head = nn.Linear(self.features_dim, classes)
+
+    def features(self, x_BCTHW: Tensor) -> Tensor:
+        """Features [B,D], not negative, of clips in -1 to 1."""
+        change_BCTHW = F.pad(x_BCTHW.diff(dim=2), (0, 0, 0, 0, 1, 0))
+        hidden_BDTHW: Tensor = self.body(torch.cat([x_BCTHW, 2 * change_BCTHW], dim=1))
+        return hidden_BDTHW.mean((2, 3, 4))
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Class scores [B,K]."""
+        scores_BK: Tensor = self.head(self.features(x_BCTHW))
+        return scores_BK
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in clips: scores [N,K] and features [N,D], on the CPU."""
+
+    scores_NK: Tensor
+    features_ND: Tensor
+
+    def correct(self, labels_N: Labels) -> npt.NDArray[np.bool_]:
+        """Where the highest score is the label's."""
+        return np.asarray(self.scores_NK.argmax(1).numpy() == labels_N)
+
+
+def split_videos(
+    labels_N: Labels, videos_N: Labels, classes: list[str], seed: int
+) -> npt.NDArray[np.bool_]:
+    """Which clips are held out: whole videos, about a quarter of every class, drawn by `seed`.
+
+    Raises DataError where a class has fewer than two videos.
+    """
+    held_N = np.zeros(len(labels_N), bool)
+    generator = np.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        of_class_N = labels_N == label
+        videos = generator.permutation(np.unique(videos_N[of_class_N]))
+        if len(videos) < 2:
+            raise DataError(
+                f"class {name!r} has {len(videos)} readable videos and evaluation holds some out; "
+                "give every class at least two"
+            )
+        for video in videos[:-1]:
+            if held_N[of_class_N].mean() >= HELD_OUT:
+                break
+            held_N |= videos_N == video
+    return held_N
+
+
+def train_classifier(
+    clips_NTHWC: Clips, labels_N: Labels, classes: int, steps: int, batch_size: int, seed: int
+) -> Classifier:
+    """A classifier trained for `steps` batches drawn evenly over the classes.
+
+    Clips are shifted and never mirrored: the direction can be the class. Deterministic under
+    `seed` at one number of threads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(classes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
+    labels = torch.from_numpy(labels_N)
+    weight_N = 1 / torch.bincount(labels, minlength=classes)[labels]
+    model.train()
+    for _ in range(steps):
+        rows_B = torch.multinomial(weight_N, batch_size, replacement=True, generator=generator)
+        x_BCTHW = _to_tensor(_shift(clips_NTHWC[rows_B.numpy()], generator))
+        loss = F.cross_entropy(model(x_BCTHW), labels[rows_B], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.inference_mode()
+def examine(model: Classifier, clips_NTHWC: Clips, batch_size: int) -> Verdict:
+    """The judge's scores and features of all clips."""
+    features_ND = torch.cat(
+        [
+            model.features(_to_tensor(clips_NTHWC[start : start + batch_size]))
+            for start in range(0, len(clips_NTHWC), batch_size)
+        ]
+    )
+    return Verdict(model.head(features_ND), features_ND)
+
+
+def _block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm3d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _to_tensor(clips_BTHWC: Clips) -> Tensor:
+    return torch.from_numpy(clips_BTHWC).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _shift(clips_BTHWC: Clips, generator: torch.Generator) -> Clips:
+    H, W = clips_BTHWC.shape[2:4]
+    reach_2 = math.ceil(H * SHIFT), math.ceil(W * SHIFT)
+    margins = ((0, 0), (0, 0), (reach_2[0],) * 2, (reach_2[1],) * 2, (0, 0))
+    padded_BTHWC = np.pad(clips_BTHWC, margins, mode="edge")
+    corners_B2 = zip(
+        *(
+            torch.randint(2 * reach + 1, (len(clips_BTHWC),), generator=generator).tolist()
+            for reach in reach_2
+        ),
+        strict=True,
+    )
+    return np.stack(
+        [
+            clip_THWC[:, top : top + H, left : left + W]
+            for clip_THWC, (top, left) in zip(padded_BTHWC, corners_B2, strict=True)
+        ]
+    )

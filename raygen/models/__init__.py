@@ -1,0 +1,35 @@
+"""Model families by `model.kind`: pure torch, no Ray, no DeepSpeed.
+
+    generator = build_generator(config.model, config.data, classes=4)
+    x_BCTHW = generator(z_BD, y_B)        # [-1, 1]
+    logit_B = build_critic(config.model, config.data, classes=4)(x_BCTHW, y_B)
+
+Both draw their initial weights from torch's global generator: seed it first.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from raygen.config import DataConfig, ModelConfig, UpsamplingConfig
+from raygen.models.critics import StridedCritic
+from raygen.models.generators import TransposedGenerator, UpsamplingGenerator
+
+__all__ = ["build_critic", "build_generator", "parameter_count"]
+
+
+def build_generator(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
+    """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`, y_B int64 class ids."""
+    if isinstance(model, UpsamplingConfig):
+        return UpsamplingGenerator(model, data, classes)
+    return TransposedGenerator(model, data, classes)
+
+
+def build_critic(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
+    """`forward(x_BCTHW, y_B) -> logit_B`; supports double backward, for R1 and R2."""
+    return StridedCritic(model, data, classes)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trained scalars of a network."""
+    return sum(p.numel() for p in module.parameters())

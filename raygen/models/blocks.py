@@ -1,0 +1,128 @@
+"""What generators and critics are made of: the pyramid of resolutions, and its layers.
+
+Names carry shapes: B clips, C channels, T frames, H height, W width, D latent dimension,
+S style dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size3 = tuple[int, int, int]
+
+
+class Pyramid(NamedTuple):
+    """The resolutions between the coarsest feature map and the clip."""
+
+    base_THW: Size3
+    strides: tuple[Size3, ...]  # coarse to fine; each is (2, 2, 2) or (1, 2, 2)
+
+    @property
+    def base_volume(self) -> int:
+        """Positions of the coarsest map."""
+        t, h, w = self.base_THW
+        return t * h * w
+
+    def channels(self, width: int) -> list[int]:
+        """Channels at each resolution, coarse to fine: `width` at the finest, at most 8 times it.
+
+        One fewer than the resolutions there are: the finest is the clip, which has three.
+        """
+        return [width * min(2**k, 8) for k in reversed(range(len(self.strides)))]
+
+
+def pyramid(frames: int, size: int) -> Pyramid:
+    """Halves `size` (pixels) down to 4 to 7, and `frames` beside it down to 2 or an odd number.
+
+    Time is halved at the coarse end, so the generator settles the motion first and the finest
+    layers work frame by frame where the clip has more halvings in space than in time.
+    """
+    levels, side = 0, size
+    while side % 2 == 0 and side >= 8:
+        levels, side = levels + 1, side // 2
+    temporal, length = 0, frames
+    while temporal < levels and length % 2 == 0 and length >= 4:
+        temporal, length = temporal + 1, length // 2
+    strides: tuple[Size3, ...] = ((2, 2, 2),) * temporal + ((1, 2, 2),) * (levels - temporal)
+    return Pyramid((length, side, side), strides)
+
+
+def strided_conv(
+    in_channels: int, out_channels: int, stride: Size3, bias: bool = True
+) -> nn.Conv3d:
+    """Kernel 4 where the stride is 2, kernel 1 where it is 1: divides the resolution exactly."""
+    kernel, padding = _kernel_and_padding(stride)
+    conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+    # He et al. 2015 (arXiv 1502.01852), eq. 15 for leaky ReLU: nothing else keeps the scale in a
+    # critic without normalisation.
+    nn.init.kaiming_normal_(conv.weight, a=0.2)
+    return conv
+
+
+def transposed_conv(
+    in_channels: int, out_channels: int, stride: Size3, bias: bool = True
+) -> nn.ConvTranspose3d:
+    """The transpose of `strided_conv`: multiplies the resolution exactly."""
+    kernel, padding = _kernel_and_padding(stride)
+    return nn.ConvTranspose3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+
+
+def _kernel_and_padding(stride: Size3) -> tuple[Size3, Size3]:
+    kernel = tuple(4 if s == 2 else 1 for s in stride)
+    padding = tuple(1 if s == 2 else 0 for s in stride)
+    return kernel, padding  # type: ignore[return-value]
+
+
+def pixel_norm(x_BCTHW: Tensor) -> Tensor:
+    """Unit mean square over the channels of each position (Karras et al. 2018, section 4.2)."""
+    return x_BCTHW * (x_BCTHW.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+
+
+class UpsamplingBlock(nn.Module):
+    """Mix at the low resolution under the style, upsample, refine over time.
+
+    A 3x3x3 convolution costs 8 times less before the upsampling than after it, and trilinear
+    interpolation has no checkerboard to unlearn, which transposed convolutions have.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Size3, style_dim: int) -> None:
+        super().__init__()
+        self.scale = tuple(float(s) for s in stride)
+        self.mix = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.style = nn.Linear(style_dim, out_channels)
+        # 3x1x1 over [T, H * W] seen as an image: on a CPU, 3 times the speed of the Conv3d.
+        self.refine = nn.Conv2d(out_channels, out_channels, (3, 1), padding=(1, 0))
+        nn.init.kaiming_normal_(self.mix.weight, a=0.2)
+        nn.init.kaiming_normal_(self.refine.weight, a=0.2)
+
+    def forward(self, x_BCTHW: Tensor, style_BS: Tensor) -> Tensor:
+        """[B, in, T, H, W] -> [B, out, T', H', W'], T' = T times the stride, and so on."""
+        x_BCTHW = pixel_norm(F.leaky_relu(self.mix(x_BCTHW), 0.2))
+        # StyleGAN2 (arXiv 1912.04958), eq. 1, on the activations that `refine` reads instead of
+        # its weights; the pixel norm after it stands in for the demodulation. A factor a channel
+        # commutes with upsampling and is cheaper before it.
+        scale_BC111 = (1 + self.style(style_BS))[:, :, None, None, None]
+        x_BCTHW = F.interpolate(x_BCTHW * scale_BC111, scale_factor=self.scale, mode="trilinear")
+        refined_BCTL = self.refine(x_BCTHW.flatten(3))
+        return pixel_norm(F.leaky_relu(refined_BCTL, 0.2).view(x_BCTHW.shape))
+
+
+class Projection(nn.Module):
+    """A critic's head: logit = v . h + e(y) . h (Miyato & Koyama 2018, arXiv 1802.05637, eq. 3)."""
+
+    def __init__(self, features: int, dim: int, classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, dim)
+        self.unconditional = nn.Linear(dim, 1)
+        self.embedding = nn.Embedding(classes, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+
+    def forward(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+        """[B, C, T, H, W] with C*T*H*W = `features`, and class ids -> logits [B]."""
+        h_BD: Tensor = F.leaky_relu(self.hidden(x_BCTHW.flatten(1)), 0.2)
+        projected_B: Tensor = (h_BD * self.embedding(y_B)).sum(1)
+        return torch.squeeze(self.unconditional(h_BD), 1) + projected_B

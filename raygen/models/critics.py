@@ -1,0 +1,44 @@
+"""The critic: (clip x_BCTHW in [-1, 1], class ids y_B) -> logit_B, high for real.
+
+Often called the discriminator; here "critic" throughout, whatever the loss.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from raygen.config import DataConfig, ModelConfig
+from raygen.models.blocks import Projection, pyramid, strided_conv
+
+_RGB = 3
+
+
+class StridedCritic(nn.Module):
+    """Strided convolutions and leaky ReLU down to a coarse map, the class by projection.
+
+    Without normalisation each clip is judged alone, which R1 and R2 assume. With
+    `batch_statistics` (the `conv3d` baseline) every layer but the first is batch-normalised, as
+    in DCGAN (arXiv 1511.06434, section 3).
+    """
+
+    def __init__(self, model: ModelConfig, data: DataConfig, classes: int) -> None:
+        super().__init__()
+        shape = pyramid(data.frames, data.size)
+        channels = [_RGB, *reversed(shape.channels(model.critic_width))]
+        layers: list[nn.Module] = []
+        for (inputs, outputs), stride in zip(
+            pairwise(channels), reversed(shape.strides), strict=True
+        ):
+            layers.append(strided_conv(inputs, outputs, stride))
+            if model.batch_statistics and inputs != _RGB:
+                layers.append(nn.BatchNorm3d(outputs))
+            layers.append(nn.LeakyReLU(0.2))
+        self.layers = nn.Sequential(*layers)
+        self.head = Projection(channels[-1] * shape.base_volume, model.class_dim, classes)
+
+    def forward(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+        """Clips [B, 3, T, H, W] in [-1, 1] and class ids (int64) -> logits [B]."""
+        logit_B: Tensor = self.head(self.layers(x_BCTHW), y_B)
+        return logit_B

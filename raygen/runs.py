@@ -1,0 +1,133 @@
+"""A run on its storage, as everything but the training loop sees it.
+
+STORAGE/NAME/
+  run.json              config, classes, what the data was, versions
+  catalogue.parquet     the clips that this run trains on
+  quarantine.parquet    the clips it could not decode, and why
+  step-00000200/        a checkpoint: state.json, ema.safetensors, generator/, critic/
+  evaluation.json       what the judge said
+  tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from raygen.config import Config
+from raygen.data import store
+from raygen.errors import CheckpointError, StorageError
+
+MANIFEST = "run.json"
+STATE = "state.json"
+EMA = "ema.safetensors"
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint taken after `step` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept of one run at `uri`; it may be training, finished or interrupted."""
+
+    uri: str
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> Run:
+        """The run at `uri` (STORAGE/NAME). Raises StorageError where there is none."""
+        uri = store.absolute(uri)
+        if not store.exists(store.join(uri, MANIFEST)):
+            raise StorageError(f"no run at {uri}: give STORAGE/NAME, as in runs/tiny", uri)
+        return cls(uri, json.loads(store.read_bytes(store.join(uri, MANIFEST))))
+
+    @classmethod
+    def create(cls, config: Config, classes: list[str], data: Mapping[str, Any]) -> Run:
+        """Writes the manifest of a new run, or of one that goes on with another config.
+
+        `data` says what is trained on: uri, digest, clips.
+        """
+        from raygen import __version__
+
+        uri = store.join(store.absolute(config.storage), config.name)
+        manifest = {
+            "raygen": __version__,
+            "config": config.dump(),
+            "classes": classes,
+            "data": dict(data),
+        }
+        run = cls(uri, manifest)
+        run.write_json(MANIFEST, manifest)
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The config it was last started with."""
+        return Config.parse(self.manifest["config"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; the position is the id."""
+        return list(self.manifest["classes"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it trains on: uri, digest (of the catalogue), clips (their number)."""
+        return dict(self.manifest["data"])
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The newest checkpoint's step, elapsed_s, clips_seen and dollars."""
+        state: dict[str, Any] = json.loads(
+            store.read_bytes(store.join(self.latest_checkpoint(), STATE))
+        )
+        return state
+
+    def path(self, name: str) -> str:
+        """The URI of something within the run."""
+        return store.join(self.uri, name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON document of the run, or None where it has none of that name."""
+        uri = self.path(name)
+        return json.loads(store.read_bytes(uri)) if store.exists(uri) else None
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """Writes a JSON document into the run."""
+        store.write_bytes(self.path(name), json.dumps(document, indent=2).encode())
+
+    def checkpoints(self) -> list[str]:
+        """URIs of the complete checkpoints, oldest first.
+
+        Ray Train merges the files of all ranks; state.json is uploaded like any other, so a
+        checkpoint counts as complete where its EMA is there too.
+        """
+        filesystem, path = store.open_storage(self.uri)
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        names = sorted(entry.base_name for entry in entries if entry.base_name.startswith("step-"))
+        uris = [self.path(name) for name in names]
+        return [uri for uri in uris if all(store.exists(store.join(uri, f)) for f in (STATE, EMA))]
+
+    def latest_checkpoint(self) -> str:
+        """The newest complete checkpoint's URI. Raises CheckpointError where there is none."""
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            raise CheckpointError(
+                f"{self.uri} has no checkpoint yet; train longer, or lower train.checkpoint_every"
+            )
+        return checkpoints[-1]
+
+    def load_ema(self) -> dict[str, Tensor]:
+        """Weights and buffers of the averaged generator in the newest checkpoint."""
+        tensors: dict[str, Tensor] = load_safetensors(
+            store.read_bytes(store.join(self.latest_checkpoint(), EMA))
+        )
+        return tensors

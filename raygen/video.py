@@ -1,0 +1,213 @@
+"""Clips to files that people can look at: mp4, webp, gif, a png contact sheet, and npy.
+
+    video.save("out.mp4", clips_NTHWC, fps=16, labels=["wave", "jump"], scale=4)
+
+Shapes: N clips, T frames, H height, W width, C = 3 (RGB, uint8, 0 to 255). mp4, webp and gif show
+several clips as one grid and lose detail; only npy holds the clips themselves, so compute nothing
+from the others.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image, ImageDraw, ImageFont
+
+from raygen.errors import ConfigError
+
+Clips = npt.NDArray[np.uint8]
+
+MEDIA_TYPES: dict[str, str] = {
+    "mp4": "video/mp4",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "png": "image/png",
+    "npy": "application/x-npy",
+}
+
+GAP = 2  # pixels between the tiles of a grid or a sheet
+BACKGROUND = 24  # grey level behind them
+READABLE = 80  # pixels: a contact sheet enlarges smaller frames at least to this height
+
+
+def encode(
+    clips_NTHWC: Clips, format: str, fps: float, labels: Sequence[str] = (), scale: int = 1
+) -> bytes:
+    """The clips in one file of `format`, a key of MEDIA_TYPES.
+
+    `labels` (one a clip) are written on the png only; `scale` enlarges mp4, webp and gif by
+    repeating pixels. Raises ConfigError for another format.
+    """
+    if format == "npy":
+        file = io.BytesIO()
+        np.save(file, clips_NTHWC)
+        return file.getvalue()
+    if format == "png":
+        return contact_sheet(clips_NTHWC, labels or [""] * len(clips_NTHWC))
+    encoders = {"mp4": encode_mp4, "webp": encode_webp, "gif": encode_gif}
+    if format not in encoders:
+        raise ConfigError(f"unknown format {format!r}; there are {', '.join(MEDIA_TYPES)}")
+    return encoders[format](enlarge(grid(clips_NTHWC), scale), fps)
+
+
+def save(
+    path: str | Path,
+    clips_NTHWC: Clips,
+    fps: float,
+    labels: Sequence[str] = (),
+    scale: int = 1,
+) -> None:
+    """Write the clips to `path` in the format of its suffix, whole or not at all.
+
+    Raises ConfigError for an unknown suffix and for a path that cannot be written.
+    """
+    path = Path(path)
+    format = path.suffix.removeprefix(".").lower()
+    if format not in MEDIA_TYPES:
+        known = ", ".join(f".{name}" for name in MEDIA_TYPES)
+        raise ConfigError(f"cannot tell the format of {path}; end its name in one of {known}")
+    data = encode(clips_NTHWC, format, fps, labels, scale)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def encode_mp4(clip_THWC: Clips, fps: float, crf: int = 18) -> bytes:
+    """H.264 in mp4, 4:2:0, index first, as every browser plays it; the same bytes each time.
+
+    `crf` is x264's quality, 0 (lossless) to 51. Odd sizes grow by one repeated row or column.
+    """
+    _, H, W, _ = clip_THWC.shape
+    # 4:2:0 stores one chroma sample for each 2x2 pixels.
+    even_THWC = np.pad(clip_THWC, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    # movflags=faststart reads the file a second time, which an in-memory file object cannot give.
+    with tempfile.TemporaryDirectory(prefix="raygen-") as folder:
+        path = Path(folder) / "clip.mp4"
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=_rate(fps))
+            stream.width, stream.height = even_THWC.shape[2], even_THWC.shape[1]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf), "preset": "veryfast"}
+            context = stream.codec_context
+            context.thread_count = 1  # the bytes depend on it, and the default is per core
+            # Untagged, players guess the matrix from the frame size, and colours shift.
+            context.color_range = ColorRange.MPEG
+            context.colorspace = Colorspace.ITU709
+            context.color_primaries = ColorPrimaries.BT709
+            context.color_trc = ColorTrc.BT709
+            for frame_HWC in even_THWC:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+                frame = frame.reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    dst_color_range=ColorRange.MPEG,
+                )
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path.read_bytes()
+
+
+def encode_webp(clip_THWC: Clips, fps: float, quality: int = 90) -> bytes:
+    """Animated lossy WebP that loops; `quality` 0 to 100."""
+    frames = [Image.fromarray(frame_HWC) for frame_HWC in clip_THWC]
+    return _animation(frames, "WEBP", durations=_durations(len(frames), fps, 1), quality=quality)
+
+
+def encode_gif(clip_THWC: Clips, fps: float) -> bytes:
+    """Animated GIF that loops, in one palette of 256 colours for the whole clip.
+
+    A palette per frame, or dithering, would flicker. Delays are whole centiseconds, at least two:
+    browsers slow down what claims to be faster.
+    """
+    T, H, W, C = clip_THWC.shape
+    palette = Image.fromarray(clip_THWC.reshape(T * H, W, C)).quantize(256)
+    frames = [
+        Image.fromarray(frame_HWC).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame_HWC in clip_THWC
+    ]
+    return _animation(frames, "GIF", durations=_durations(T, min(fps, 50.0), 10), optimize=False)
+
+
+def contact_sheet(clips_NTHWC: Clips, labels: Sequence[str], columns: int = 8) -> bytes:
+    """A PNG with one row a clip: its label, then `columns` frames evenly spaced over its time."""
+    N, T, H, W, _ = clips_NTHWC.shape
+    columns = min(columns, T)
+    times = np.linspace(0, T - 1, columns).round().astype(int)
+    scale = max(1, math.ceil(READABLE / H))
+    font = ImageFont.load_default(size=16)
+    margin = max(math.ceil(font.getlength(label)) for label in labels)
+    margin += 12 if margin else 0  # pixels around a label
+    width = margin + columns * (W * scale + GAP) - GAP
+    height = N * (H * scale + GAP) - GAP
+    sheet = Image.new("RGB", (width, height), (BACKGROUND,) * 3)
+    pen = ImageDraw.Draw(sheet)
+    for row, (clip_THWC, label) in enumerate(zip(clips_NTHWC, labels, strict=True)):
+        top = row * (H * scale + GAP)
+        middle = (6, top + H * scale // 2)
+        pen.text(middle, label, fill=(235,) * 3, font=font, anchor="lm")
+        for column, frame_HWC in enumerate(enlarge(clip_THWC[times], scale)):
+            left = margin + column * (W * scale + GAP)
+            sheet.paste(Image.fromarray(frame_HWC), (left, top))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def grid(clips_NTHWC: Clips) -> Clips:
+    """Several clips side by side as one clip [T,H,W,3], nearly square; a single clip unchanged."""
+    N, T, H, W, C = clips_NTHWC.shape
+    if N == 1:
+        return cast(Clips, clips_NTHWC[0])
+    root = math.ceil(math.sqrt(N))
+    columns = min((root, root + 1), key=lambda count: -N % count)  # the fewer empty tiles
+    rows = math.ceil(N / columns)
+    shape = (T, rows * (H + GAP) - GAP, columns * (W + GAP) - GAP, C)
+    tiled_THWC = np.full(shape, BACKGROUND, np.uint8)
+    for index, clip_THWC in enumerate(clips_NTHWC):
+        top, left = (index // columns) * (H + GAP), (index % columns) * (W + GAP)
+        tiled_THWC[:, top : top + H, left : left + W] = clip_THWC
+    return tiled_THWC
+
+
+def enlarge(clip_THWC: Clips, scale: int) -> Clips:
+    """Each pixel repeated `scale` times both ways."""
+    return clip_THWC.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)  # 1001 keeps NTSC's 30000/1001 exact
+
+
+def _durations(frames: int, fps: float, unit_ms: int) -> list[int]:
+    """Milliseconds each frame is shown, in whole units whose rounding never accumulates."""
+    ends = np.round(np.arange(frames + 1) * 1000 / (fps * unit_ms)).astype(int) * unit_ms
+    return [int(duration) for duration in np.diff(ends)]
+
+
+def _animation(
+    frames: Sequence[Image.Image], format: str, durations: list[int], **options: int | bool
+) -> bytes:
+    file = io.BytesIO()
+    first, *rest = frames
+    first.save(
+        file, format, save_all=True, append_images=rest, duration=durations, loop=0, **options
+    )
+    return file.getvalue()

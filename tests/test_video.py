@@ -1,0 +1,121 @@
+"""What was encoded is decoded again: by PyAV, Pillow and numpy."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from raygen import video
+from raygen.errors import ConfigError
+
+
+def waves(T: int = 16, H: int = 32, W: int = 32, phase: float = 0.0) -> video.Clips:
+    """A smooth moving pattern, uint8 [T,H,W,3]."""
+    t_T, y_H, x_W = np.arange(T), np.arange(H), np.arange(W)
+    red_TW = 127 + 100 * np.sin(x_W / 9 + t_T[:, None] / 3 + phase)
+    green_TH = 127 + 100 * np.cos(y_H / 7 - t_T[:, None] / 4)
+    channels = (red_TW[:, None, :], green_TH[:, :, None], np.array(160.0))
+    return np.stack([np.broadcast_to(c, (T, H, W)) for c in channels], -1).astype(np.uint8)
+
+
+def decode(data: bytes) -> video.Clips:
+    with av.open(io.BytesIO(data), "r") as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def psnr(a: video.Clips, b: video.Clips) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2)))
+
+
+def test_mp4_decodes_to_the_same_frames_at_the_same_rate() -> None:
+    clip_THWC = waves()
+    data = video.encode_mp4(clip_THWC, fps=12.5)
+    assert decode(data).shape == clip_THWC.shape
+    assert psnr(decode(data), clip_THWC) > 30
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 12.5
+        assert stream.codec_context.pix_fmt == "yuv420p"
+    assert data.index(b"moov") < data.index(b"mdat")  # plays before it has arrived whole
+
+
+def test_mp4_bytes_are_the_same_each_time() -> None:
+    assert video.encode_mp4(waves(), 16) == video.encode_mp4(waves(), 16)
+
+
+def test_mp4_pads_odd_sizes() -> None:
+    clip_THWC = waves(H=31, W=45)
+    decoded = decode(video.encode_mp4(clip_THWC, 16))
+    assert decoded.shape == (16, 32, 46, 3)
+    assert psnr(decoded[:, :31, :45], clip_THWC) > 30
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17])
+def test_mp4_takes_any_size(size: int) -> None:
+    even = size + size % 2
+    decoded = decode(video.encode_mp4(waves(H=size, W=size), 16))
+    assert decoded.shape == (16, even, even, 3)
+
+
+@pytest.mark.parametrize(("format", "quality"), [("gif", 28), ("webp", 28)])
+def test_animations_keep_frames_length_and_colours(format: str, quality: float) -> None:
+    clip_THWC = waves()
+    with Image.open(io.BytesIO(video.encode(clip_THWC[None], format, 16))) as image:
+        frames, duration = [], 0
+        for index in range(image.n_frames):  # type: ignore[attr-defined]
+            image.seek(index)
+            frames.append(np.asarray(image.convert("RGB")))
+            duration += image.info["duration"]
+    assert duration == pytest.approx(1000, abs=10)
+    assert psnr(np.stack(frames), clip_THWC) > quality
+
+
+def test_contact_sheet_has_a_row_a_clip_and_readable_frames() -> None:
+    clips_NTHWC = np.stack([waves(), waves(phase=2.0)])
+    with Image.open(io.BytesIO(video.contact_sheet(clips_NTHWC, ["wave", "bend"], 4))) as sheet:
+        cell = 32 * 3
+        assert sheet.height == 2 * cell + video.GAP
+        assert sheet.width > 4 * cell + 3 * video.GAP + 20  # 20: the labels
+        pixels = np.asarray(sheet)
+    last = pixels[:cell, -cell:]
+    assert np.array_equal(last[::3, ::3], clips_NTHWC[0, -1])
+    assert pixels[:cell, :40].max() > 200  # the label is drawn
+
+
+def test_grid_places_every_clip() -> None:
+    clips_NTHWC = np.stack([waves(phase=i) for i in range(8)])
+    grid_THWC = video.grid(clips_NTHWC)
+    step = 32 + video.GAP
+    assert grid_THWC.shape == (16, 2 * step - video.GAP, 4 * step - video.GAP, 3)
+    tile = grid_THWC[:, step:, 2 * step : 2 * step + 32]
+    assert np.array_equal(tile, clips_NTHWC[6])
+    assert np.array_equal(video.grid(clips_NTHWC[:1]), clips_NTHWC[0])
+
+
+def test_scale_repeats_pixels() -> None:
+    decoded = decode(video.encode(waves()[None], "mp4", 16, scale=3))
+    assert decoded.shape == (16, 96, 96, 3)
+
+
+def test_save_picks_the_format_and_leaves_nothing_else(tmp_path: Path) -> None:
+    clips_NTHWC = np.stack([waves(), waves(phase=1.0)])
+    for format in video.MEDIA_TYPES:
+        video.save(tmp_path / "new" / f"clips.{format}", clips_NTHWC, 16, ["a", "b"])
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {f"clips.{format}" for format in video.MEDIA_TYPES}
+    assert np.array_equal(np.load(tmp_path / "new" / "clips.npy"), clips_NTHWC)
+
+
+def test_save_names_the_formats_it_knows(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\.mp4, \.webp, \.gif, \.png, \.npy"):
+        video.save(tmp_path / "out.avi", waves()[None], 16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_into_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot write"):
+        video.save(tmp_path / "taken" / "out.mp4", waves()[None], 16)
