@@ -167,8 +167,8 @@ class Pair:
         optimizer = torch.optim.Adam(
             module.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2)
         )
-        # DeepSpeed's buckets default to 5e8 elements each, allocated at once.
-        bucket = max(parameter_count(module), 1 << 20)
+        # DeepSpeed's buckets default to 5e8 elements each, allocated at once; it wants them even.
+        bucket = (parameter_count(module) // 1024 + 1) * 1024
         settings = {
             "train_micro_batch_size_per_gpu": self.share,
             "gradient_accumulation_steps": 1,

@@ -27,6 +27,19 @@ from raygen.errors import CheckpointError, StorageError
 MANIFEST = "run.json"
 STATE = "state.json"
 EMA = "ema.safetensors"
+CATALOGUE = "catalogue.parquet"
+
+# What must be as it was for a checkpoint to fit; the rest of the config may change on resume.
+_FIXED = (
+    "model.",
+    "data.frames",
+    "data.size",
+    "seed",
+    "train.batch_size",
+    "train.workers",
+    "train.zero_stage",
+    "train.precision",
+)
 
 
 def checkpoint_name(step: int) -> str:
@@ -48,6 +61,12 @@ class Run:
         if not store.exists(store.join(uri, MANIFEST)):
             raise StorageError(f"no run at {uri}: give STORAGE/NAME, as in runs/tiny", uri)
         return cls(uri, json.loads(store.read_bytes(store.join(uri, MANIFEST))))
+
+    @classmethod
+    def find(cls, config: Config) -> Run | None:
+        """The run that `config` names, if it was ever started."""
+        uri = store.join(store.absolute(config.storage), config.name)
+        return cls.open(uri) if store.exists(store.join(uri, MANIFEST)) else None
 
     @classmethod
     def create(cls, config: Config, classes: list[str], data: Mapping[str, Any]) -> Run:
@@ -90,6 +109,21 @@ class Run:
             store.read_bytes(store.join(self.latest_checkpoint(), STATE))
         )
         return state
+
+    def check_resumable(self, config: Config) -> None:
+        """Raises CheckpointError unless `config` can go on from this run's newest checkpoint."""
+        if not self.checkpoints():
+            return
+        state = self.status
+        before, now = Config.parse(state["config"]).flat(), config.flat()
+        for key in sorted(before.keys() | now.keys()):
+            if key.startswith(_FIXED) and before.get(key) != now.get(key):
+                raise CheckpointError(
+                    f"run {self.uri} has a checkpoint of step {state['step']} with "
+                    f"{key}={before.get(key)}, but this command says {now.get(key)}: "
+                    f"go on with {key}={before.get(key)}, or give the new run another name=",
+                    state["step"],
+                )
 
     def path(self, name: str) -> str:
         """The URI of something within the run."""

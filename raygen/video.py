@@ -61,6 +61,15 @@ def encode(
     return encoders[format](enlarge(grid(clips_NTHWC), scale), fps)
 
 
+def format_of(path: str | Path) -> str:
+    """The key of MEDIA_TYPES that the suffix names. Raises ConfigError for an unknown one."""
+    format = Path(path).suffix.removeprefix(".").lower()
+    if format not in MEDIA_TYPES:
+        known = ", ".join(f".{name}" for name in MEDIA_TYPES)
+        raise ConfigError(f"cannot tell the format of {path}; end its name in one of {known}")
+    return format
+
+
 def save(
     path: str | Path,
     clips_NTHWC: Clips,
@@ -73,11 +82,7 @@ def save(
     Raises ConfigError for an unknown suffix and for a path that cannot be written.
     """
     path = Path(path)
-    format = path.suffix.removeprefix(".").lower()
-    if format not in MEDIA_TYPES:
-        known = ", ".join(f".{name}" for name in MEDIA_TYPES)
-        raise ConfigError(f"cannot tell the format of {path}; end its name in one of {known}")
-    data = encode(clips_NTHWC, format, fps, labels, scale)
+    data = encode(clips_NTHWC, format_of(path), fps, labels, scale)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

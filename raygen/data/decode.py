@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import av
 import av.container
@@ -41,7 +42,7 @@ class VideoInfo:
 def probe(data: bytes) -> VideoInfo:
     """Reads the header and one frame. Raises DataError with the reason for refusing it."""
     with _open(data) as (container, stream):
-        first = next(_frames(container, stream), None)
+        _, first = next(_frames(container, stream), (0, None))
         if first is None:
             raise DataError(NO_FRAME)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -101,7 +102,7 @@ def _open(
     data: bytes,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
             # A cover picture is a video stream of one attached frame.
             streams = [
                 stream
@@ -120,8 +121,12 @@ def _open(
 
 def _frames(
     container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame]:
-    return (frame for frame in container.decode(stream) if frame.pts is not None)
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Presentation time, in ticks from the start of the stream, and frame."""
+    origin = stream.start_time or 0
+    for frame in container.decode(stream):
+        if frame.pts is not None:
+            yield frame.pts - origin, frame
 
 
 def _on_screen(
@@ -131,40 +136,42 @@ def _on_screen(
     size: int,
 ) -> Iterator[Clip]:
     """The frame [size, size, 3] on screen at each of the ascending `times`, in seconds."""
-    base = float(stream.time_base or 0)
-    origin = stream.start_time or 0
+    tick = float(stream.time_base or 0)
     if times[0] > 0:
-        container.seek(origin + int(times[0] / base), stream=stream)
-    # Half a tick of slack: times are floats, presentation times are not.
-    slack = base / 2
-    usual = 1 / float(stream.average_rate or 25)
-    shown: av.VideoFrame | None = None
-    image: Clip | None = None
+        container.seek((stream.start_time or 0) + int(times[0] / tick), stream=stream)
     wanted = iter(times)
     time = next(wanted)
-    for frame in _frames(container, stream):
-        at = (frame.pts - origin) * base
-        while shown is not None and time + slack < at:
-            image = _picture(shown, size) if image is None else image
+    for frame, until in _shown(container, stream):
+        image: Clip | None = None
+        # Half a tick of slack: times are floats, presentation times are not.
+        while time < until - tick / 2:
+            image = _picture(frame, size) if image is None else image
             yield image
             if (following := next(wanted, None)) is None:
                 return
             time = following
-        shown, image, end = frame, None, at + (frame.duration * base or usual)
-    if shown is None:
+
+
+def _shown(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Each frame, and the time in seconds at which the next one takes its place."""
+    tick = float(stream.time_base or 0)
+    before: tuple[int, av.VideoFrame] | None = None
+    for at, frame in _frames(container, stream):
+        if before is not None:
+            yield before[1], at * tick
+        before = at, frame
+    if before is None:
         raise DataError(NO_FRAME)
-    while time < end - slack:
-        image = _picture(shown, size) if image is None else image
-        yield image
-        if (following := next(wanted, None)) is None:
-            return
-        time = following
+    at, last = before
+    yield last, at * tick + (last.duration * tick or 1 / float(stream.average_rate or 25))
 
 
 def _picture(frame: av.VideoFrame, size: int) -> Clip:
     scale = size / min(frame.width, frame.height)
     width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
-    image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    image = cast(Clip, frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
     left, top = (width - size) // 2, (height - size) // 2
     image = image[top : top + size, left : left + size]
     return np.rot90(image, frame.rotation // 90) if frame.rotation else image

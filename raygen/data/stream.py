@@ -57,6 +57,7 @@ class Decoder:
         self.cache = ClipCache(config.cache_mb << 20)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Column `position` to columns clip, label, planned and reason, as `row` gives them."""
         rows = [self.row(int(position)) for position in batch["position"]]
         clips, labels, planned, reasons = zip(*rows, strict=True)
         return {

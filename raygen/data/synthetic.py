@@ -31,7 +31,7 @@ COLOURS = {
     "yellow": (245, 205, 40),
 }
 SHAPES = ("circle", "square", "triangle")
-MOTIONS = ("right", "spin", "up", "pulse", "left", "down")
+MOTIONS = ("right", "left", "up", "down", "pulse", "spin")
 
 _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y down
 # A spinning circle looks like one at rest.
@@ -75,7 +75,7 @@ def path(motion: str, frames: int, rng: np.random.Generator) -> Path:
     if motion in _DIRECTIONS:
         right, down = _DIRECTIONS[motion]
         step_T = rng.uniform(0.56, 0.68) * time_T
-        radius = rng.uniform(0.19, 0.24)
+        radius = rng.uniform(0.22, 0.27)
         return Path(x + right * step_T, y + down * step_T, rest_T + radius, rest_T)
     if motion == "spin":
         angle_T = rng.uniform(0, 2 * np.pi) + rng.uniform(0.9, 1.1) * 2 * np.pi * time_T

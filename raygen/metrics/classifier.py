@@ -10,6 +10,7 @@ Shapes: N clips or B in a batch, C channels, T frames, H, W, D features, K class
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,6 @@ from raygen.errors import DataError
 Clips = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-HELD_OUT = 0.25  # of each class's clips
 SHIFT = 1 / 8  # largest shift while training, of height and width
 PEAK_LR = 4e-3
 WIDTH = 16
@@ -73,13 +73,16 @@ class Verdict:
 
 
 def split_videos(
-    labels_N: Labels, videos_N: Labels, classes: list[str], seed: int
+    labels_N: Labels, videos_N: Labels, classes: Sequence[str], share: float, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Which clips are held out: whole videos, about a quarter of every class, drawn by `seed`.
+    """Which clips are set apart: whole videos, at least `share` of every class where it can be.
+
+    Each class keeps one video or more on either side. `videos_N` says which video a clip is from;
+    mark takes that show the same thing, such as mirrored ones, as one video.
 
     Raises DataError where a class has fewer than two videos.
     """
-    held_N = np.zeros(len(labels_N), bool)
+    apart_N = np.zeros(len(labels_N), bool)
     generator = np.random.default_rng(seed)
     for label, name in enumerate(classes):
         of_class_N = labels_N == label
@@ -90,10 +93,10 @@ def split_videos(
                 "give every class at least two"
             )
         for video in videos[:-1]:
-            if held_N[of_class_N].mean() >= HELD_OUT:
+            if apart_N[of_class_N].mean() >= share:
                 break
-            held_N |= videos_N == video
-    return held_N
+            apart_N |= videos_N == video
+    return apart_N
 
 
 def train_classifier(

@@ -1,0 +1,5 @@
+"""`python -m raygen` is the command `raygen`."""
+
+from raygen.cli import main
+
+main()

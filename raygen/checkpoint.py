@@ -1,0 +1,68 @@
+"""Saving and restoring the pair through Ray Train.
+
+Every rank writes its own shards into a folder of its own; Ray Train merges the folders into one,
+`step-00000200/`, on the run's storage:
+
+    state.json            step, elapsed seconds, world size, what was spent, the config
+    ema.safetensors       the averaged generator, whole
+    generator/  critic/   DeepSpeed's shards
+
+Order, latents and augmentation are pure functions of (seed, step), so there is no random state to
+keep, and the data position is the step.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from safetensors.torch import load_file, save_file
+
+from raygen.engine import Pair
+from raygen.runs import EMA, STATE, checkpoint_name
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: optimizer steps, seconds of training, clips, dollars."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    clips_seen: int = 0
+    dollars: float = 0.0
+
+
+def save(pair: Pair, progress: Progress, metrics: dict[str, Any]) -> None:
+    """Reports a checkpoint and `metrics` to Ray Train; every rank calls it at the same step."""
+    context = ray.train.get_context()
+    # Collective at stage 3, so before rank 0 goes its own way.
+    average = pair.ema.gather()
+    with tempfile.TemporaryDirectory(prefix="raygen-") as folder:
+        pair.save(folder)
+        if context.get_world_rank() == 0:
+            save_file(average, Path(folder) / EMA)
+            state = asdict(progress) | {
+                "world_size": context.get_world_size(),
+                "config": pair.config.dump(),
+            }
+            (Path(folder) / STATE).write_text(json.dumps(state, indent=2))
+        ray.train.report(
+            metrics | asdict(progress),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=checkpoint_name(progress.step),
+        )
+
+
+def restore(pair: Pair) -> Progress:
+    """Takes up the newest checkpoint of this run, if there is one; where the run then stands."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return Progress()
+    with checkpoint.as_directory() as folder:
+        state = json.loads((Path(folder) / STATE).read_text())
+        pair.load(folder, load_file(Path(folder) / EMA))
+    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})

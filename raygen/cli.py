@@ -1,0 +1,262 @@
+"""The command `raygen`: from a bucket of clips to a generator, one verb a stage.
+
+A wrong key, file, bucket or class is answered in one line on standard error, with an exit code
+from raygen.errors; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from raygen import config as configuration
+from raygen.config import Config
+from raygen.errors import RaygenError
+
+if TYPE_CHECKING:
+    from raygen.board import Status
+    from raygen.metrics import Evaluation
+
+app = typer.Typer(
+    help="A bucket of clips and a number of dollars in; the best video generator they buy out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Clips: render, list and probe them.", no_args_is_help=True)
+app.add_typer(data, name="data")
+console = Console()
+
+Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
+RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3://bucket/tiny")]
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except RaygenError as error:
+        Console(stderr=True, soft_wrap=True).print(f"raygen: {error}", style="bold", markup=False)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def train(preset: Preset, overrides: Overrides = None) -> None:
+    """Train a preset; the same command with the same name goes on where it stopped."""
+    from raygen.train import fit
+
+    config = Config.load(preset, overrides or [])
+    with training_line() as on_status:
+        run = fit(config, on_status=on_status, on_note=_note)
+    status = run.status
+    console.print(
+        f"{run.uri}: step {status['step']}, {status['clips_seen']} clips, "
+        f"{status['elapsed_s']:.0f} s, ${status['dollars']:.4f}"
+    )
+    console.print(f"next: raygen evaluate {run.uri}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(uri: RunUri) -> None:
+    """Judge a run's generator against its real clips; writes evaluation.json into the run."""
+    from raygen.evaluate import evaluate_run
+    from raygen.runs import Run
+
+    run = Run.open(uri)
+    with console.status("judging") as status:
+        evaluation = evaluate_run(run, status.update)
+    console.print(judgement(evaluation))
+    console.print(f"next: raygen export {run.uri} -o exports/{run.config.name}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    uri: RunUri,
+    output: Annotated[str, typer.Option("--output", "-o", help="folder or s3:// prefix")],
+) -> None:
+    """Write a run's averaged generator as safetensors, config and model card."""
+    from raygen.export import export_run
+    from raygen.runs import Run
+
+    export_run(Run.open(uri), output)
+    console.print(f"{output}: generator.safetensors, config.json, README.md", soft_wrap=True)
+    console.print(f"next: raygen generate {output} -o clips.mp4", soft_wrap=True)
+    console.print(f"      serve run serve.app:app export={output}", soft_wrap=True)
+
+
+@app.command()
+def generate(
+    export: Annotated[str, typer.Argument(help="an export: folder or s3:// prefix")],
+    output: Annotated[str, typer.Option("--output", "-o", help=".mp4 .webp .gif .png or .npy")],
+    class_name: Annotated[str | None, typer.Option("--class", help="default: each in turn")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first clip")] = 0,
+    n: Annotated[int, typer.Option(min=1, max=1024, help="clips; their seeds count up")] = 1,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge by repeating pixels")] = 4,
+) -> None:
+    """Generate clips; the same seed and class give the same clip."""
+    from raygen import video
+    from raygen.export import load_generator
+
+    video.format_of(output)  # before the work, not after it
+    generator = load_generator(export)
+    if class_name is None:
+        labels = [i % len(generator.classes) for i in range(n)]
+    else:
+        labels = [generator.class_id(class_name)] * n
+    clips = generator.generate([seed + i for i in range(n)], labels)
+    names = [generator.classes[label] for label in labels]
+    video.save(output, clips, generator.fps, names, scale)
+    console.print(f"{output}: {n} x {clips.shape[1]} frames of {', '.join(sorted(set(names)))}")
+
+
+@app.command()
+def config(preset: Preset, overrides: Overrides = None) -> None:
+    """Print a preset, resolved: every key with its value and what it means."""
+    sys.stdout.write(Config.load(preset, overrides or []).to_yaml())
+
+
+@app.command()
+def presets() -> None:
+    """The presets that ship with raygen, side by side."""
+    table = Table("preset", "clip", "model", "loss", "batch", "steps", "generator", "critic")
+    for name in configuration.presets():
+        table.add_row(name, *_summary(Config.load(name)))
+    console.print(table)
+
+
+@app.command()
+def prices() -> None:
+    """The price table that runs are costed with."""
+    from raygen import cost
+
+    table = Table("node", "hardware", "$/hour", title=f"on demand, {cost.TABLE_DATE}")
+    for price in cost.prices():
+        table.add_row(price.node, price.hardware, f"{price.hourly:.4f}")
+    console.print(table)
+
+
+@data.command()
+def synth(
+    uri: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix")],
+    classes: Annotated[int, typer.Option(min=1, max=48, help="number of classes")] = 6,
+    clips: Annotated[int, typer.Option(min=1, help="clips of each class")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed, the same bytes")] = 0,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="pixels")] = 64,
+) -> None:
+    """Render labelled moving shapes to H.264 mp4, ground truth beside them."""
+    from raygen.data import synthetic
+
+    names = synthetic.class_names(classes)
+    with console.status(f"rendering {classes} x {clips} clips"):
+        synthetic.synthesize(uri, names, clips, seed, size=size)
+    console.print(f"{uri}: {classes * clips} clips of {', '.join(names)}", soft_wrap=True)
+    console.print(f"next: raygen train tiny data.uri={uri}", soft_wrap=True)
+
+
+@data.command()
+def scan(
+    uri: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix")],
+    output: Annotated[str, typer.Option("--output", "-o", help="where the Parquet file goes")],
+) -> None:
+    """List and probe videos into a catalogue; the label is the folder's name."""
+    from raygen.data import catalog
+
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        task = progress.add_task("probing", total=None)
+        found = catalog.scan(
+            uri, on_probe=lambda done, of: progress.update(task, completed=done, total=of)
+        )
+    found.write(output)
+    usable = found.usable(0)
+    labels = usable.table["label"].to_pylist()
+    table = Table("class", "videos", "seconds")
+    for name in usable.classes:
+        rows = [i for i, label in enumerate(labels) if label == name]
+        seconds = sum(usable.table["duration"].take(rows).to_pylist())
+        table.add_row(name, str(len(rows)), f"{seconds:.1f}")
+    console.print(table)
+    for reason, count in found.refused.most_common():
+        console.print(f"refused {count}: {reason}", markup=False)
+    console.print(f"{output}: {len(found)} videos, {len(usable)} usable", soft_wrap=True)
+
+
+def judgement(evaluation: Evaluation) -> Table:
+    """An evaluation as a table: generated beside real."""
+    table = Table("", "generated", "real", title="judged by a classifier trained on the real clips")
+    for row in evaluation.rows():
+        table.add_row(*row)
+    for name, accuracy in evaluation.class_accuracies.items():
+        table.add_row(f"  {name}", f"{accuracy:.3f}", "")
+    return table
+
+
+@contextmanager
+def training_line() -> Iterator[Any]:
+    """A live line that shows a training's status; yields the function that takes one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting workers", total=1.0, figures="")
+        seen: list[int] = []
+
+        def on_status(status: Status) -> None:
+            if not seen and status.started_at:
+                console.print(f"goes on from the checkpoint of step {status.started_at}")
+            seen.append(status.step)
+            progress.update(
+                task,
+                completed=status.fraction,
+                description=f"step {status.step}/{status.steps}",
+                figures=_figures(status),
+            )
+
+        yield on_status
+
+
+def _figures(status: Status) -> str:
+    left = "" if status.remaining_s == float("inf") else f"{_clock(status.remaining_s)} left"
+    losses = (
+        f"G {status.losses['loss/generator']:.2f} C {status.losses['loss/critic']:.2f}"
+        if status.losses
+        else ""
+    )
+    refused = f"{status.refused} clips refused" if status.refused else ""
+    parts = [f"{status.clips_per_s:.0f} clips/s", losses, left, f"${status.dollars:.4f}", refused]
+    return "  ".join(part for part in parts if part)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _note(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def _summary(config: Config) -> list[str]:
+    from raygen.models import build_critic, build_generator, parameter_count
+
+    shape = (config.model, config.data, 4)
+    counts = (f"{parameter_count(build(*shape)):,}" for build in (build_generator, build_critic))
+    data, train = config.data, config.train
+    clip = f"{data.frames}x{data.size}x{data.size}"
+    spent = (str(train.batch_size), str(train.steps))
+    return [clip, config.model.kind, config.loss.kind, *spent, *counts]
+
+
+if __name__ == "__main__":
+    main()

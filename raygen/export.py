@@ -1,0 +1,305 @@
+"""An export: a trained generator in a folder or S3 prefix that needs nothing else of the run.
+
+raygen export runs/tiny -o exports/tiny
+generator = load_generator("exports/tiny")
+clips_NTHWC = generator.generate(seeds=[7], labels=[generator.class_id("wave")])
+
+generator.safetensors   the averaged weights, no pickle
+config.json             how to rebuild the network, what it was trained on; written last
+README.md               the model card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from raygen import __version__
+from raygen.config import DataConfig, ModelConfig
+from raygen.data import store
+from raygen.errors import ConfigError, ExportError, StorageError
+from raygen.metrics import Evaluation
+from raygen.models import build_generator, parameter_count
+from raygen.runs import Run
+
+FORMAT = 1
+WEIGHTS = "generator.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+EVALUATION = "evaluation.json"  # of the run; the export keeps it within config.json
+
+DIGEST_DIGITS = 12
+STATUS = ("step", "elapsed_s", "clips_seen", "dollars")
+KNOWN_SHOWN = 20  # class names that an error lists
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded export: class ids and seeds in, clips out."""
+
+    document: Mapping[str, Any]  # config.json
+    model: ModelConfig
+    data: DataConfig
+    module: nn.Module  # in eval mode, on `device`
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.document["name"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; the position is the id."""
+        return list(self.document["classes"])
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at which its clips play."""
+        return self.data.fps
+
+    @property
+    def digest(self) -> str:
+        """What the weights are: the first digits of their file's SHA-256."""
+        return str(self.document["sha256"])[:DIGEST_DIGITS]
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What the judge said, as `Evaluation.as_dict` gives it; None where it was not asked."""
+        evaluation: dict[str, Any] | None = self.document["evaluation"]
+        return evaluation
+
+    def class_id(self, name: str) -> int:
+        """The id of a class. Raises ConfigError naming the nearest class and the known ones."""
+        if name in self.classes:
+            return self.classes.index(name)
+        close = difflib.get_close_matches(name, self.classes, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(self.classes[:KNOWN_SHOWN])
+        more = len(self.classes) - KNOWN_SHOWN
+        rest = f" and {more} more" if more > 0 else ""
+        raise ConfigError(f"no class {name!r}{hint}; this model knows {known}{rest}", "class")
+
+    @torch.inference_mode()
+    def generate(self, seeds: Sequence[int], labels: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """One clip a pair of seed (0 to 2**63 - 1) and class id: uint8 [N,T,H,W,3], 0 to 255.
+
+        A clip depends on its own seed and label alone, to the bit, whatever else is asked for with
+        it; on another kind of machine a pixel may be off by one.
+        """
+        # Kernels round differently at different batch sizes, so there is only one size. A GPU
+        # fills it up with repeats; on a CPU larger batches gain little or nothing.
+        batch = 1 if self.device.type == "cpu" else 8
+        z_ND = torch.stack([_latent(seed, self.model.latent_dim) for seed in seeds])
+        y_N = torch.tensor(labels)
+        clips = []
+        for start in range(0, len(seeds), batch):
+            rows_B = torch.arange(start, start + batch) % len(seeds)
+            x_BCTHW = self.module(z_ND[rows_B].to(self.device), y_N[rows_B].to(self.device))
+            clips.append(_to_uint8(x_BCTHW)[: len(seeds) - start])
+        return np.concatenate(clips)
+
+
+def export_run(run: Run, destination: str) -> None:
+    """Write the run's newest averaged generator to an empty or new folder or S3 prefix.
+
+    Raises ExportError where `destination` holds something already, StorageError where it cannot
+    be written. What fails leaves nothing behind.
+    """
+    destination = store.absolute(destination)
+    _refuse_taken(destination)
+    weights = save_safetensors(run.load_ema())
+    document = _document(run, _sha256(weights))
+    files = {
+        WEIGHTS: weights,
+        CARD: _card(run, document).encode(),
+        # Last: an S3 prefix without it is not an export.
+        CONFIG: json.dumps(document, indent=2).encode(),
+    }
+    if store.is_s3(destination):
+        _upload(files, destination)
+    else:
+        _move_into_place(files, Path(destination))
+
+
+def load_generator(uri: str, device: str = "cpu") -> Generator:
+    """The generator exported to `uri`, a folder or S3 prefix.
+
+    Raises ExportError where there is no export, or a damaged one, or one of a newer raygen.
+    """
+    uri = store.absolute(uri)
+    if not store.exists(store.join(uri, CONFIG)):
+        raise ExportError(f"no export at {uri}; make one with `raygen export RUN -o {uri}`", uri)
+    try:
+        document = json.loads(store.read_bytes(store.join(uri, CONFIG)))
+        if document["format"] > FORMAT:
+            raise ExportError(
+                f"{uri} was exported by raygen {document['raygen']}, in a format newer than "
+                f"{__version__} reads; upgrade raygen",
+                uri,
+            )
+        weights = store.read_bytes(store.join(uri, WEIGHTS))
+        if _sha256(weights) != document["sha256"]:
+            raise ExportError(f"{uri}: {WEIGHTS} is damaged; export the run again", uri)
+        return _assemble(document, load_safetensors(weights), device)
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ExportError(f"{uri} is no complete export ({reason}); export again", uri) from None
+
+
+def generator_of(run: Run, device: str = "cpu") -> Generator:
+    """The run's newest averaged generator, as an export of it would load."""
+    weights = run.load_ema()
+    return _assemble(_document(run, _sha256(save_safetensors(weights))), weights, device)
+
+
+def _assemble(document: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> Generator:
+    model: ModelConfig = TypeAdapter(ModelConfig).validate_python(document["model"])
+    data = DataConfig.model_validate(document["data"])
+    module = build_generator(model, data, len(document["classes"]))
+    # Batch norm counts its batches in an integer, which has no average and no effect here.
+    counters = {k: t for k, t in module.state_dict().items() if not t.is_floating_point()}
+    module.load_state_dict(counters | weights)
+    return Generator(document, model, data, module.to(device).eval(), torch.device(device))
+
+
+def _sha256(weights: bytes) -> str:
+    return hashlib.sha256(weights).hexdigest()
+
+
+def _latent(seed: int, dim: int) -> Tensor:
+    return torch.randn(dim, generator=torch.Generator().manual_seed(seed))
+
+
+def _to_uint8(x_BCTHW: Tensor) -> npt.NDArray[np.uint8]:
+    levels = ((x_BCTHW + 1) * 127.5).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 4, 1).cpu().numpy())
+
+
+def _document(run: Run, sha256: str) -> dict[str, Any]:
+    config, status = run.config, run.status
+    return {
+        "format": FORMAT,
+        "raygen": __version__,
+        "name": config.name,
+        "sha256": sha256,
+        "classes": run.classes,
+        "fps": config.data.fps,
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"),
+        "trained_on": run.data,
+        "status": {key: status[key] for key in STATUS},
+        "evaluation": run.read_json(EVALUATION),
+    }
+
+
+def _refuse_taken(destination: str) -> None:
+    if store.is_s3(destination):
+        taken = next(store.list_objects(destination), None) is not None
+    else:
+        path = Path(destination)
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if taken:
+        raise ExportError(
+            f"{destination} is not empty; export to another place, or remove it first", destination
+        )
+
+
+def _move_into_place(files: Mapping[str, bytes], destination: Path) -> None:
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+        try:
+            for name, data in files.items():
+                (partial / name).write_bytes(data)
+            partial.chmod(0o755)  # mkdtemp's folder is the user's alone
+            partial.replace(destination)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {destination}: {error.strerror}", str(destination)
+        ) from None
+
+
+def _upload(files: Mapping[str, bytes], destination: str) -> None:
+    try:
+        for name, data in files.items():
+            store.write_bytes(store.join(destination, name), data)
+    except BaseException:
+        for name in files:
+            with contextlib.suppress(StorageError):
+                store.delete(store.join(destination, name))
+        raise
+
+
+def _card(run: Run, document: Mapping[str, Any]) -> str:
+    config, data, status = run.config, run.data, document["status"]
+    digest = document["sha256"][:DIGEST_DIGITS]
+    parameters = parameter_count(build_generator(config.model, config.data, len(run.classes)))
+    return f"""---
+library_name: raygen
+tags: [video-generation, gan, {config.model.kind}]
+---
+# {config.name}
+
+A generator of short video clips, conditional on a class: {config.data.frames} frames of \
+{config.data.size}x{config.data.size} pixels at {config.data.fps:g} frames per second. \
+Family `{config.model.kind}`, {parameters / 1e6:.2f} M parameters, weights {digest}, trained by \
+raygen {__version__}.
+
+**Classes:** {", ".join(f"`{name}`" for name in run.classes)}
+
+## Use
+```
+raygen generate THIS_FOLDER --class {run.classes[0]} --seed 7 --n 4 -o out.mp4
+serve run serve.app:app export=THIS_FOLDER      # then GET /v1/clips?class={run.classes[0]}&seed=7
+```
+The same seed and class give the same clip.
+
+## Training
+| | |
+|---|---|
+| data | {data["uri"]}, {data["clips"]} clips, digest `{data["digest"]}` |
+| steps | {status["step"]}, {status["clips_seen"]} clips seen |
+| time | {status["elapsed_s"] / 60:.1f} minutes on {config.train.workers} x {config.train.node} |
+| cost | ${status["dollars"]:.2f} |
+| seed | {config.seed} |
+
+## Evaluation
+{_metrics_table(document["evaluation"])}
+
+## Intended use and limits
+It draws clips like those it was trained on, and nothing else: for research, for tests of video \
+pipelines, for augmentation of the same data. It has no notion of what is true: do not pass its \
+clips off as recordings, and mark them as generated where you publish them.
+
+**Privacy.** A network trained on few clips remembers some of them. If people can be recognised in \
+the training clips, expect them to be recognisable in what it generates, and ask them, or the \
+holder of the rights, before you share this model.
+"""
+
+
+def _metrics_table(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not evaluated: `raygen evaluate RUN`, then export again."
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in Evaluation.from_dict(evaluation).rows())
+    return f"| | generated | real |\n|---|---|---|\n{rows}\n\nDo not compare across data sets."

@@ -1,0 +1,198 @@
+"""`fit(config)`: from a config to a trained run on its storage, over Ray Train.
+
+raygen train tiny data.uri=s3://bucket/clips train.workers=2
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raygen import cost, tracking
+from raygen.board import Status, start_board
+from raygen.config import Config
+from raygen.data import catalog, store
+from raygen.data.catalog import Catalogue
+from raygen.errors import CheckpointError, ClusterError, ConfigError, DataError, Interrupted
+from raygen.runs import CATALOGUE, Run
+
+LOOK_EVERY_S = 0.25
+
+
+def fit(
+    config: Config,
+    *,
+    on_status: Callable[[Status], None] = lambda status: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Run:
+    """Trains, or goes on with the run of this name; returns it when it has ended and is saved.
+
+    `on_status` is called with the newest status a few times a second, `on_note` with what a user
+    should read once. Raises a RaygenError for what a user can mend (Interrupted after Ctrl-C,
+    saved) and Ray's own error, with the worker's traceback, for anything else.
+    """
+    cost.price(config.train.node)
+    tracking.check_installed(config)
+    before = Run.find(config)
+    if before is not None:
+        before.check_resumable(config)
+    catalogue = _catalogue(config, before, on_note)
+    if before is not None and before.classes != catalogue.classes and before.checkpoints():
+        raise CheckpointError(
+            f"run {before.uri} knows the classes {', '.join(before.classes)}, and "
+            f"{config.data.uri} has {', '.join(catalogue.classes)}: give the new run another name="
+        )
+    store.check_writable(config.storage)
+    connect(config, on_note)
+    run = Run.create(
+        config,
+        catalogue.classes,
+        {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
+    )
+    catalogue.write(run.path(CATALOGUE))
+    _watch(config, run, catalogue, on_status)
+    return run
+
+
+def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) -> None:
+    """Joins the cluster of `RAY_ADDRESS`, or starts a local Ray; done once a process.
+
+    Raises ClusterError where a local Ray is smaller than `config.train` asks for.
+    """
+    train = config.train
+    if not ray.is_initialized():
+        remote = "RAY_ADDRESS" in os.environ
+        if not remote:
+            # A token left by another cluster on this machine would lock us out of our own.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address=None if remote else "local",
+            include_dashboard=None if remote else False,
+            log_to_driver=bool(os.environ.get("RAYGEN_WORKER_LOGS")),
+            logging_level=logging.ERROR,
+        )
+    have = ray.cluster_resources()
+    for kind, each in (("CPU", train.cpus_per_worker), ("GPU", train.gpus_per_worker)):
+        needed, there = train.workers * each, have.get(kind, 0.0)
+        if needed <= there:
+            continue
+        fits = int(there // each)
+        shortage = f"train.workers={train.workers} need {needed:g} {kind}s, and Ray has {there:g}"
+        if "RAY_ADDRESS" in os.environ:
+            on_note(f"{shortage}: waiting for the cluster to grow")
+        elif fits:
+            raise ClusterError(f"{shortage}; take train.workers={fits}")
+        else:
+            lower = f"lower train.{kind.lower()}s_per_worker (now {each:g})"
+            raise ClusterError(f"{shortage}; {lower}")
+
+
+def _catalogue(config: Config, before: Run | None, on_note: Callable[[str], None]) -> Catalogue:
+    uri = config.data.uri
+    if not uri:
+        raise ConfigError(
+            "data.uri is empty: say where the clips are, as in data.uri=s3://bucket/clips; "
+            "`raygen data synth FOLDER` renders some",
+            "data.uri",
+        )
+    if before is not None and before.config.data.uri == uri:
+        # The order of the clips is the order of this very table.
+        return Catalogue.read(before.path(CATALOGUE))
+    found = Catalogue.read(uri) if uri.endswith(".parquet") else catalog.scan(uri)
+    usable = found.usable(config.data.frames / config.data.fps)
+    if not len(usable):
+        raise DataError(f"none of the {len(found)} videos at {uri} can be used: {_why(found)}", uri)
+    if len(usable) < len(found):
+        on_note(f"{len(found) - len(usable)} of {len(found)} videos refused: {_why(found)}")
+    return usable
+
+
+def _why(found: Catalogue) -> str:
+    reasons = found.refused.most_common(3)
+    short = len(found) - found.refused.total()
+    return ", ".join(f"{n} x {why}" for why, n in [*reasons, (short, "too short")] if n)
+
+
+def _watch(
+    config: Config, run: Run, catalogue: Catalogue, on_status: Callable[[Status], None]
+) -> None:
+    board = start_board()
+    job = {"config": config.dump(), "run_uri": run.uri, "catalogue": catalogue, "board": board}
+    trainer = _trainer(config, job)
+    ended: list[BaseException | None] = []
+
+    def train() -> None:
+        try:
+            trainer.fit()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    # Beside the main thread, so that Ctrl-C reaches us and not Ray, which would abort unsaved.
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    interrupted = False
+    failure: Exception | None = None
+    while thread.is_alive():
+        try:
+            thread.join(LOOK_EVERY_S)
+            status, failure = ray.get(board.look.remote())
+            if status is not None:
+                on_status(status)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise Interrupted(
+                    f"stopped at once; {run.uri} goes on from its last checkpoint "
+                    "with the same command"
+                ) from None
+            interrupted = True
+            board.stop.remote()
+    status, failure = ray.get(board.look.remote())
+    if failure is not None:
+        raise failure
+    if ended[0] is not None:
+        raise ended[0]
+    if status is not None:
+        on_status(status)
+    if interrupted:
+        step = status.step if status is not None else 0
+        raise Interrupted(f"stopped and saved at step {step}; the same command goes on from there")
+
+
+def _trainer(config: Config, job: dict[str, Any]) -> TorchTrainer:
+    train = config.train
+    filesystem, path = store.open_storage(store.absolute(config.storage))
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker={"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
+        ),
+    )
+
+
+def _train_worker(job: dict[str, Any]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed chooses its accelerator when it is imported, so not before this line.
+    from raygen.worker import Job, train_worker
+
+    train_worker(Job(**job | {"config": Config.parse(job["config"])}))

@@ -1,0 +1,34 @@
+"""Runs with random weights, as training leaves them on storage: for tests of what comes after."""
+
+import json
+
+import torch
+from safetensors.torch import save
+
+from raygen.config import Config
+from raygen.data import store
+from raygen.models import build_generator
+from raygen.runs import EMA, STATE, Run, checkpoint_name
+
+CLASSES = ["bend", "jump", "wave"]
+
+
+def make_run(storage: str, kind: str = "strided", name: str = "small", seed: int = 0) -> Run:
+    """A run with one checkpoint at step 20: 8 frames of 16x16, at 12.5 frames per second."""
+    config = Config.parse(
+        {
+            "name": name,
+            "storage": storage,
+            "data": {"uri": "s3://clips/small", "frames": 8, "size": 16, "fps": 12.5},
+            "model": {"kind": kind, "latent_dim": 8, "class_dim": 4, "generator_width": 8},
+        }
+    )
+    run = Run.create(config, CLASSES, {"uri": "s3://clips/small", "digest": "0f" * 8, "clips": 60})
+    torch.manual_seed(seed)
+    generator = build_generator(config.model, config.data, len(CLASSES))
+    state = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
+    folder = run.path(checkpoint_name(20))
+    average = {n: t for n, t in generator.state_dict().items() if t.is_floating_point()}
+    store.write_bytes(store.join(folder, EMA), save(average))
+    store.write_bytes(store.join(folder, STATE), json.dumps(state).encode())
+    return run
