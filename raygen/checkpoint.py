@@ -22,6 +22,7 @@ from typing import Any
 import ray.train
 from safetensors.torch import load_file, save_file
 
+from raygen.data import store
 from raygen.engine import Pair
 from raygen.runs import EMA, STATE, checkpoint_name
 
@@ -57,12 +58,20 @@ def save(pair: Pair, progress: Progress, metrics: dict[str, Any]) -> None:
         )
 
 
-def restore(pair: Pair) -> Progress:
-    """Takes up the newest checkpoint of this run, if there is one; where the run then stands."""
+def progress() -> Progress:
+    """Where this run stands: at its newest checkpoint, or at the beginning."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()
-    with checkpoint.as_directory() as folder:
-        state = json.loads((Path(folder) / STATE).read_text())
-        pair.load(folder, load_file(Path(folder) / EMA))
+    uri = store.join(checkpoint.path, STATE)
+    with checkpoint.filesystem.open_input_stream(uri) as file:
+        state = json.loads(file.read())
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+
+
+def restore(pair: Pair) -> None:
+    """Takes up the newest checkpoint of this run, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            pair.load(folder, load_file(Path(folder) / EMA))

@@ -8,8 +8,8 @@ import numpy as np
 
 from raygen.config import Config
 from raygen.data.catalog import Catalogue
+from raygen.data.decoder import Decoder
 from raygen.data.plan import Plan
-from raygen.data.stream import Decoder
 from raygen.errors import DataError, StorageError
 from raygen.export import EVALUATION, generator_of
 from raygen.metrics import Evaluation, judge

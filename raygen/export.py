@@ -31,7 +31,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from raygen import __version__
+from raygen import __version__, sampling
 from raygen.config import DataConfig, ModelConfig
 from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
@@ -97,24 +97,12 @@ class Generator:
         rest = f" and {more} more" if more > 0 else ""
         raise ConfigError(f"no class {name!r}{hint}; this model knows {known}{rest}", "class")
 
-    @torch.inference_mode()
     def generate(self, seeds: Sequence[int], labels: Sequence[int]) -> npt.NDArray[np.uint8]:
         """One clip a pair of seed (0 to 2**63 - 1) and class id: uint8 [N,T,H,W,3], 0 to 255.
 
-        A clip depends on its own seed and label alone, to the bit, whatever else is asked for with
-        it; on another kind of machine a pixel may be off by one.
+        The same seed and class give the same clip, to the bit, in whatever company.
         """
-        # Kernels round differently at different batch sizes, so there is only one size. A GPU
-        # fills it up with repeats; on a CPU larger batches gain little or nothing.
-        batch = 1 if self.device.type == "cpu" else 8
-        z_ND = torch.stack([_latent(seed, self.model.latent_dim) for seed in seeds])
-        y_N = torch.tensor(labels)
-        clips = []
-        for start in range(0, len(seeds), batch):
-            rows_B = torch.arange(start, start + batch) % len(seeds)
-            x_BCTHW = self.module(z_ND[rows_B].to(self.device), y_N[rows_B].to(self.device))
-            clips.append(_to_uint8(x_BCTHW)[: len(seeds) - start])
-        return np.concatenate(clips)
+        return sampling.generate(self.module, self.model.latent_dim, seeds, labels, self.device)
 
 
 def export_run(run: Run, destination: str) -> None:
@@ -182,15 +170,6 @@ def _assemble(document: Mapping[str, Any], weights: dict[str, Tensor], device: s
 
 def _sha256(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
-
-
-def _latent(seed: int, dim: int) -> Tensor:
-    return torch.randn(dim, generator=torch.Generator().manual_seed(seed))
-
-
-def _to_uint8(x_BCTHW: Tensor) -> npt.NDArray[np.uint8]:
-    levels = ((x_BCTHW + 1) * 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 4, 1).cpu().numpy())
 
 
 def _document(run: Run, sha256: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(
             address=None if remote else "local",
+            _node_ip_address=None if remote else "127.0.0.1",
             include_dashboard=None if remote else False,
             log_to_driver=bool(os.environ.get("RAYGEN_WORKER_LOGS")),
             logging_level=logging.ERROR,

@@ -6,15 +6,13 @@ batch, agree on how far the run is and whether to stop, take the adversarial ste
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.train
 import ray.train.torch
@@ -22,11 +20,11 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor, distributed
 
-from raygen import checkpoint, cost, tracking
+from raygen import checkpoint, cost, sampling, tracking
 from raygen.board import Status
 from raygen.checkpoint import Progress
 from raygen.config import Config
-from raygen.data import store
+from raygen.data import quarantine
 from raygen.data.catalog import Catalogue
 from raygen.data.plan import Plan
 from raygen.data.stream import Batch, batches
@@ -37,7 +35,6 @@ from raygen.models import build_generator
 LOG_EVERY = 10
 POST_EVERY_S = 0.5
 SAMPLES_PER_CLASS = 2
-QUARANTINE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,15 @@ class _Worker:
         # Decisions travel beside the gradients, on the CPU: no step waits for the GPU for them.
         self.control = distributed.new_group(backend="gloo")
         self.classes = job.catalogue.classes
+        self.resumed = checkpoint.progress()
+        self.step = self.saved_at = self.resumed.step
+        self.stream = self._stream()
+        # The decode actors start while the engines are built.
+        self.first = ThreadPoolExecutor(1).submit(next, self.stream, None)
         self.pair = Pair(
             self.config, len(self.classes), device=self.device, world_size=self.world_size
         )
-        self.resumed = checkpoint.restore(self.pair)
-        self.step = self.saved_at = self.resumed.step
+        checkpoint.restore(self.pair)
         nodes: list[Any] = [None] * self.world_size
         node = ray.get_runtime_context().get_node_id()
         distributed.all_gather_object(nodes, node, group=self.control)
@@ -94,10 +95,9 @@ class _Worker:
     def run(self) -> None:
         config, share = self.config, self.config.train.batch_size // self.world_size
         rows = slice(self.rank * share, (self.rank + 1) * share)
-        stream = self._stream()
         self._post()
         while True:
-            batch, failure = self._next(stream)
+            batch, failure = self._next()
             verdict = self._agree(failure)
             if verdict.failed:
                 return
@@ -133,11 +133,11 @@ class _Worker:
             batch_size=config.train.batch_size,
         )
 
-    def _next(self, stream: Iterator[Batch]) -> tuple[Batch | None, RaygenError | None]:
-        if self.step >= self.config.train.steps:
-            return None, None
+    def _next(self) -> tuple[Batch | None, RaygenError | None]:
         try:
-            return next(stream), None
+            if self.step == self.resumed.step:
+                return self.first.result(), None
+            return next(self.stream, None), None
         except DataError as error:
             return None, error
         except RayError as error:
@@ -199,18 +199,9 @@ class _Worker:
         distributed.all_gather_object(everyones, self.refused, group=self.control)
         self.refused = {row: reason for part in everyones for row, reason in part.items()}
         if self.rank == 0 and self.refused:
-            self._write_quarantine()
-
-    def _write_quarantine(self) -> None:
-        uris = self.job.catalogue.table["uri"]
-        rows = {uris[row].as_py(): reason for row, reason in self.refused.items()}
-        uri = store.join(self.job.run_uri, QUARANTINE)
-        if store.exists(uri):
-            before = pq.read_table(io.BytesIO(store.read_bytes(uri))).to_pylist()
-            rows = {row["uri"]: row["reason"] for row in before} | rows
-        sink = io.BytesIO()
-        pq.write_table(pa.table({"uri": list(rows), "reason": list(rows.values())}), sink)
-        store.write_bytes(uri, sink.getvalue())
+            uris = self.job.catalogue.table["uri"]
+            rows = {uris[row].as_py(): reason for row, reason in self.refused.items()}
+            quarantine.add(self.job.run_uri, rows)
 
     def _sample(self) -> None:
         average = self.pair.ema.gather()
@@ -219,14 +210,11 @@ class _Worker:
         config = self.config
         generator = build_generator(config.model, config.data, len(self.classes)).eval()
         generator.load_state_dict(average, strict=False)
-        y_B = torch.arange(len(self.classes)).repeat_interleave(SAMPLES_PER_CLASS)
-        rng = torch.Generator().manual_seed(config.seed)
-        z_BD = torch.randn(len(y_B), config.model.latent_dim, generator=rng)
-        with torch.inference_mode():
-            x_BCTHW = generator(z_BD, y_B)
-        clips = ((x_BCTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        clips_NTHWC = clips.permute(0, 2, 3, 4, 1).numpy()
-        labels = [self.classes[label] for label in y_B.tolist()]
+        y_B = [i // SAMPLES_PER_CLASS for i in range(SAMPLES_PER_CLASS * len(self.classes))]
+        clips_NTHWC = sampling.generate(
+            generator, config.model.latent_dim, range(len(y_B)), y_B, torch.device("cpu")
+        )
+        labels = [self.classes[label] for label in y_B]
         self.tracker.samples(clips_NTHWC, labels, config.data.fps, self.step)
 
     def _status(self, rate: float = 0.0, ended: str = "") -> Status:

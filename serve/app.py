@@ -12,21 +12,25 @@ Ray Serve listens on 127.0.0.1 unless told otherwise, and nothing here asks who 
 Errors are problem documents (RFC 9457).
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve pickles the FastAPI app, whose parameters then
+# could not be resolved from strings.
 
 import hashlib
 import os
 import random
+import socket
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import click
+import ray
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from ray import serve
+from ray._private.utils import read_ray_address
 from ray.serve import Application
 from starlette.exceptions import HTTPException
 
@@ -37,6 +41,8 @@ from raygen.export import load_generator
 from serve.generator import ClipSource
 
 SEEDS = 2**31  # a random seed is below this; a given one may be any signed 64-bit integer >= 0
+
+PORT = 8000  # Serve's own default
 
 Format = Literal["mp4", "webp", "gif", "png", "npy"]
 
@@ -69,10 +75,35 @@ class Problem(BaseModel):
     detail: str
 
 
+def _problem(status: HTTPStatus, detail: str) -> JSONResponse:
+    problem = Problem(title=status.phrase, status=status, detail=detail)
+    return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
+
+
+async def _unknown_class(request: Request, error: ConfigError) -> JSONResponse:
+    return _problem(HTTPStatus.NOT_FOUND, str(error))
+
+
+async def _bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    detail = f"{first['loc'][-1]}: {first['msg']} (got {first['input']!r})"
+    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    return _problem(HTTPStatus(error.status_code), error.detail)
+
+
 api = FastAPI(
     title="raygen",
     version=__version__,
     description="Clips from a trained generator. The same class and seed give the same clip.",
+    # Here and not by decorators below: Serve keeps the app as it is where the class is decorated.
+    exception_handlers={
+        ConfigError: _unknown_class,
+        RequestValidationError: _bad_parameter,
+        HTTPException: _http_error,
+    },
 )
 
 
@@ -160,23 +191,6 @@ class Clips:
         return {"status": "ok"}
 
 
-@api.exception_handler(ConfigError)
-async def _unknown_class(request: Request, error: ConfigError) -> JSONResponse:
-    return _problem(HTTPStatus.NOT_FOUND, str(error))
-
-
-@api.exception_handler(RequestValidationError)
-async def _bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    detail = f"{first['loc'][-1]}: {first['msg']} (got {first['input']!r})"
-    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
-
-
-@api.exception_handler(HTTPException)
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    return _problem(HTTPStatus(error.status_code), error.detail)
-
-
 def build(args: AppArgs) -> Application:
     """The Serve application over an export. Raises ExportError where that cannot be read."""
     export = args.export or os.environ.get("RAYGEN_EXPORT", "")
@@ -193,11 +207,22 @@ def build(args: AppArgs) -> Application:
 def app(args: AppArgs) -> Application:
     """What `serve run serve.app:app` calls: as `build`, with its error as one line."""
     try:
+        _refuse_taken_port()
         return build(args)
     except RaygenError as error:
         raise click.ClickException(str(error)) from None
 
 
-def _problem(status: HTTPStatus, detail: str) -> JSONResponse:
-    problem = Problem(title=status.phrase, status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
+def _refuse_taken_port() -> None:
+    # Serve's own answer is a page of traceback. On a running Ray the port may be its own proxy's.
+    if ray.is_initialized() or "RAY_ADDRESS" in os.environ or read_ray_address():
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            raise ConfigError(
+                f"port {PORT} is in use; stop what listens there, or set another port in "
+                "serve/config.yaml and `serve run` that"
+            ) from None

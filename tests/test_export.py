@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
 from raygen.config import families
-from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
 from raygen.export import CONFIG, WEIGHTS, Generator, export_run, load_generator
 from raygen.metrics import Evaluation
@@ -38,11 +38,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    filesystem, _ = store.open_storage("s3://exports")
-    filesystem_allowing_buckets = type(filesystem)(
-        endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True
-    )
-    filesystem_allowing_buckets.create_dir("exports")
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="exports")
     yield "s3://exports"
     server.stop()
 
@@ -96,7 +92,7 @@ def test_an_unknown_class_is_answered_with_the_nearest(generator: Generator) -> 
 
 def test_what_an_export_says_of_itself(tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "runs"))
-    figures = {field: 0.5 for field in Evaluation.__dataclass_fields__}
+    figures = dict.fromkeys(Evaluation.__dataclass_fields__, 0.5)
     run.write_json("evaluation.json", figures | {"clips": 64, "class_accuracies": {"wave": 0.5}})
     export_run(run, str(tmp_path / "out"))
     generator = load_generator(str(tmp_path / "out"))

@@ -17,9 +17,10 @@ import ray
 from PIL import Image
 from ray import serve
 
+from raygen import video
 from raygen.errors import ExportError
 from raygen.export import export_run, load_generator
-from serve.app import AppArgs, build
+from serve.app import PORT, AppArgs, build
 from tests.small_runs import CLASSES, make_run
 
 ROOT = Path(__file__).parents[1]
@@ -55,11 +56,11 @@ def test_a_clip_is_the_generators_and_plays(client: httpx.Client, exported: str)
     answer = client.get("/v1/clips", params={"class": "wave", "seed": 7})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
+    expected_THWC = load_generator(exported).generate([7], [CLASSES.index("wave")])[0]
+    assert answer.content == video.encode_mp4(expected_THWC, 12.5)
     with av.open(io.BytesIO(answer.content), "r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    expected_THWC = load_generator(exported).generate([7], [CLASSES.index("wave")])[0]
     assert np.stack(frames).shape == expected_THWC.shape
-    assert np.abs(np.stack(frames) - expected_THWC.astype(float)).mean() < 12  # of 255
 
     raw = client.get("/v1/clips", params={"class": "wave", "seed": 7, "format": "npy"})
     assert np.array_equal(np.load(io.BytesIO(raw.content))[0], expected_THWC)
@@ -94,11 +95,11 @@ def test_without_a_seed_or_class_one_is_drawn_and_named(client: httpx.Client) ->
 
 
 def test_an_etag_saves_the_generation(client: httpx.Client) -> None:
-    params = {"class": "wave", "seed": 7}
+    params = {"class": "wave", "seed": "7"}
     etag = client.get("/v1/clips", params=params).headers["etag"]
     again = client.get("/v1/clips", params=params, headers={"If-None-Match": etag})
     assert (again.status_code, again.content) == (304, b"")
-    other = client.get("/v1/clips", params=params | {"seed": 8}, headers={"If-None-Match": etag})
+    other = client.get("/v1/clips", params=params | {"seed": "8"}, headers={"If-None-Match": etag})
     assert other.status_code == 200
 
 
@@ -163,11 +164,30 @@ def test_no_export_is_an_error_before_anything_starts(
         build(AppArgs())
 
 
-def test_serve_run_answers_a_missing_export_with_one_line(tmp_path: Path) -> None:
+def serve_run(export: str) -> subprocess.CompletedProcess[str]:
+    """`serve run` on the port 8000, expected to end by itself."""
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"]
-    result = subprocess.run(
-        [*command, f"export={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    return subprocess.run(
+        [*command, f"export={export}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
+
+
+def test_serve_run_answers_a_missing_export_with_one_line(tmp_path: Path) -> None:
+    result = serve_run(str(tmp_path))
     assert result.returncode == 1
     assert f"Error: no export at {tmp_path}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_serve_run_answers_a_taken_port_with_one_line(exported: str) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", PORT))
+            taken.listen()
+        except OSError:
+            pass  # something else has it, which serves as well
+        result = serve_run(exported)
+    assert result.returncode == 1
+    assert "Error: port 8000 is in use" in result.stderr
     assert "Traceback" not in result.stderr

@@ -66,7 +66,7 @@ class Evaluation:
         return [
             ("clips", f"{self.clips}", f"{self.real_clips}"),
             ("class accuracy", f"{self.class_accuracy:.3f}", f"{self.judge_accuracy:.3f} held out"),
-            (FRECHET, f"{self.frechet:.2f}", f"{self.frechet_real:.2f} between halves"),
+            (FRECHET, f"{self.frechet:.3g}", f"{self.frechet_real:.3g} between halves"),
             ("motion ratio", f"{self.motion_ratio:.2f}", "1"),
             ("second-difference ratio", f"{self.jerk_ratio:.2f}", "1"),
             ("SSIM of neighbouring frames", f"{self.ssim_fake:.3f}", f"{self.ssim_real:.3f}"),

@@ -38,4 +38,5 @@ def gaussian_distance(
     product_D = torch.linalg.eigvalsh(root_DD @ covariance_b_DD @ root_DD)
     cross = product_D.clamp(min=0).sqrt().sum()
     offset = (mean_a_D - mean_b_D).square().sum()
-    return float(offset + covariance_a_DD.trace() + covariance_b_DD.trace() - 2 * cross)
+    distance = float(offset + covariance_a_DD.trace() + covariance_b_DD.trace() - 2 * cross)
+    return max(distance, 0.0)  # equal Gaussians of low rank end at about -1e-6

@@ -1,0 +1,131 @@
+"""Losses against the equations written out by hand, the penalty against known gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from raygen.losses import LossKind, cosine, critic_loss, generator_loss, gradient_penalty
+
+REAL = [0.3, -1.2, 2.0]
+FAKE = [-0.5, 0.7, 1.1]
+
+
+def softplus(t: float) -> float:
+    return math.log1p(math.exp(t))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+EXPECTED = {
+    ("relativistic", critic_loss): mean([softplus(f - r) for r, f in zip(REAL, FAKE, strict=True)]),
+    ("relativistic", generator_loss): mean(
+        [softplus(r - f) for r, f in zip(REAL, FAKE, strict=True)]
+    ),
+    ("bce", critic_loss): mean(
+        [softplus(-r) + softplus(f) for r, f in zip(REAL, FAKE, strict=True)]
+    ),
+    ("bce", generator_loss): mean([softplus(-f) for f in FAKE]),
+}
+
+
+@pytest.mark.parametrize(("kind", "loss"), EXPECTED)
+def test_against_the_equations(kind: LossKind, loss: Callable[..., Tensor]) -> None:
+    value = loss(kind, torch.tensor(REAL), torch.tensor(FAKE))
+    assert value.shape == ()
+    assert value.item() == pytest.approx(EXPECTED[kind, loss], rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "loss"), EXPECTED)
+def test_gradients(kind: LossKind, loss: Callable[..., Tensor]) -> None:
+    logits = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (REAL, FAKE)]
+    assert torch.autograd.gradcheck(lambda real_B, fake_B: loss(kind, real_B, fake_B), logits)
+
+
+def test_huge_logits_stay_finite() -> None:
+    far_B = torch.tensor([1e4, -1e4])
+    kinds: tuple[LossKind, ...] = ("relativistic", "bce")
+    for kind in kinds:
+        assert critic_loss(kind, far_B, -far_B).isfinite()
+        assert generator_loss(kind, far_B, -far_B).isfinite()
+
+
+def test_the_penalty_of_a_linear_critic_is_its_squared_norm() -> None:
+    weight_CTHW = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def critic(x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+        return (x_BCTHW * weight_CTHW).sum((1, 2, 3, 4)) * y_B
+
+    y_B = torch.tensor([1.0, 2.0, 0.0])
+    penalty = gradient_penalty(critic, torch.randn(3, 3, 2, 4, 4), y_B)
+    # Clip b's gradient is y_b * weight: the mean of y^2 is 5/3.
+    assert penalty.item() == pytest.approx(5 / 3 * weight_CTHW.square().sum().item(), rel=1e-5)
+
+
+def test_the_penalty_against_finite_differences() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 3 * 2 * 4 * 4, generator=rng, dtype=torch.float64)
+
+    def critic(x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+        return torch.tanh(x_BCTHW.flatten(1) @ weight.T / 5).square().sum(1)
+
+    x_BCTHW = torch.randn(2, 3, 2, 4, 4, generator=rng, dtype=torch.float64)
+    y_B = torch.zeros(2, dtype=torch.int64)
+    step, squares = 1e-6, torch.zeros(2, dtype=torch.float64)
+    for index in range(x_BCTHW[0].numel()):
+        nudge = torch.zeros_like(x_BCTHW).flatten(1)
+        nudge[:, index] = step
+        nudge_BCTHW = nudge.view_as(x_BCTHW)
+        slope_B = (critic(x_BCTHW + nudge_BCTHW, y_B) - critic(x_BCTHW - nudge_BCTHW, y_B)) / (
+            2 * step
+        )
+        squares += slope_B.square()
+    assert gradient_penalty(critic, x_BCTHW, y_B).item() == pytest.approx(
+        squares.mean().item(), rel=1e-6
+    )
+
+
+def test_the_penalty_reaches_the_critic_and_not_the_clip() -> None:
+    scale = torch.tensor(3.0, requires_grad=True)
+    x_BCTHW = torch.randn(2, 3, 2, 4, 4, requires_grad=True)
+    penalty = gradient_penalty(
+        lambda x, y: scale * x.sum((1, 2, 3, 4)), x_BCTHW, torch.zeros(2, dtype=torch.int64)
+    )
+    penalty.backward()  # type: ignore[no-untyped-call]
+    assert scale.grad is not None
+    # penalty = scale^2 * 96 elements, hence 2 * scale * 96.
+    assert scale.grad.item() == pytest.approx(2 * 3.0 * 96)
+    assert x_BCTHW.grad is None
+
+
+def test_the_penalty_gradchecks() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x_BCTHW = torch.randn(2, 3, 1, 2, 2, generator=rng, dtype=torch.float64)
+    weight = torch.randn(4, 12, generator=rng, dtype=torch.float64, requires_grad=True)
+    y_B = torch.zeros(2, dtype=torch.int64)
+
+    def penalty(weight: Tensor) -> Tensor:
+        return gradient_penalty(
+            lambda x, y: torch.sin(x.flatten(1) @ weight.T).sum(1), x_BCTHW, y_B
+        ).double()
+
+    # The penalty is summed in float32 at most 1e-7 off: a coarse step keeps that below atol.
+    assert torch.autograd.gradcheck(penalty, weight, eps=1e-3, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("progress", "value"), [(0.0, 4.0), (0.5, 2.2), (1.0, 0.4), (1.7, 0.4)])
+def test_cosine(progress: float, value: float) -> None:
+    assert cosine(progress, 4.0, 0.4) == pytest.approx(value)
+
+
+def test_cosine_falls_slowest_at_its_ends() -> None:
+    falls = [cosine(p / 10, 1, 0) - cosine((p + 1) / 10, 1, 0) for p in range(10)]
+    assert min(falls) > 0
+    assert max(falls) == pytest.approx(falls[4]) == pytest.approx(falls[5])
+    assert falls[0] < falls[2] < falls[4]
