@@ -3,7 +3,7 @@
     draw = augment.draw(config.augment, len(x_BCTHW), rng)
     logit_B = critic(augment.apply(x_BCTHW, draw), y_B)
 
-DiffAugment (arXiv 2006.10738) in the way of StyleGAN-V (arXiv 2112.14683, section 3.4): all
+DiffAugment (arXiv 2006.10738) in the way of StyleGAN-V (arXiv 2112.14683): all
 frames of a clip are changed alike, or the generator would learn to flicker. Hue stays as it is,
 since colour may be the class. Names carry shapes: B clips, C channels, T frames, H height, W width.
 """
@@ -46,8 +46,9 @@ def draw(config: AugmentConfig, count: int, rng: torch.Generator) -> Draw:
     brightness_B = contrast_B = shift_B2 = box_B3 = None
     if config.colour:
         # At strength 1, DiffAugment's own ranges.
-        brightness_B = 0.5 * config.colour * uniform(count) * chosen()
-        contrast_B = 1 + 0.5 * config.colour * uniform(count) * chosen()
+        strength_B = 0.5 * config.colour * chosen()
+        brightness_B = strength_B * uniform(count)
+        contrast_B = 1 + strength_B * uniform(count)
     if config.translate:
         shift_B2 = config.translate * uniform(count, 2) * chosen()[:, None]
     if config.cutout:

@@ -19,7 +19,7 @@ LossKind = Literal["relativistic", "bce"]
 def critic_loss(kind: LossKind, real_logit_B: Tensor, fake_logit_B: Tensor) -> Tensor:
     """What the critic minimises, a scalar; pass fakes made without a graph to the generator."""
     if kind == "relativistic":
-        # R3GAN (arXiv 2501.05441), eq. 2 with f(t) = -log(1 + exp(-t)), each real against one fake.
+        # RpGAN as in R3GAN (arXiv 2501.05441, eq. 2 and its code): each real against one fake.
         return F.softplus(fake_logit_B - real_logit_B).mean()
     # Goodfellow et al. 2014 (arXiv 1406.2661), eq. 1, with logits.
     return (F.softplus(-real_logit_B) + F.softplus(fake_logit_B)).mean()
@@ -44,7 +44,7 @@ def gradient_penalty(
     """
     x_BCTHW = x_BCTHW.detach().requires_grad_(True)
     (gradient_BCTHW,) = torch.autograd.grad(critic(x_BCTHW, y_B).sum(), x_BCTHW, create_graph=True)
-    return gradient_BCTHW.float().square().sum((1, 2, 3, 4)).mean()
+    return gradient_BCTHW.square().sum((1, 2, 3, 4)).mean()
 
 
 def cosine(progress: float, start: float, end: float) -> float:

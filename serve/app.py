@@ -207,10 +207,11 @@ def build(args: AppArgs) -> Application:
 def app(args: AppArgs) -> Application:
     """What `serve run serve.app:app` calls: as `build`, with its error as one line."""
     try:
+        application = build(args)
         _refuse_taken_port()
-        return build(args)
     except RaygenError as error:
         raise click.ClickException(str(error)) from None
+    return application
 
 
 def _refuse_taken_port() -> None:

@@ -51,24 +51,20 @@ def pyramid(frames: int, size: int) -> Pyramid:
     return Pyramid((length, side, side), strides)
 
 
-def strided_conv(
-    in_channels: int, out_channels: int, stride: Size3, bias: bool = True
-) -> nn.Conv3d:
+def strided_conv(in_channels: int, out_channels: int, stride: Size3) -> nn.Conv3d:
     """Kernel 4 where the stride is 2, kernel 1 where it is 1: divides the resolution exactly."""
     kernel, padding = _kernel_and_padding(stride)
-    conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+    conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding)
     # He et al. 2015 (arXiv 1502.01852), eq. 15 for leaky ReLU: nothing else keeps the scale in a
     # critic without normalisation.
     nn.init.kaiming_normal_(conv.weight, a=0.2)
     return conv
 
 
-def transposed_conv(
-    in_channels: int, out_channels: int, stride: Size3, bias: bool = True
-) -> nn.ConvTranspose3d:
+def transposed_conv(in_channels: int, out_channels: int, stride: Size3) -> nn.ConvTranspose3d:
     """The transpose of `strided_conv`: multiplies the resolution exactly."""
     kernel, padding = _kernel_and_padding(stride)
-    return nn.ConvTranspose3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+    return nn.ConvTranspose3d(in_channels, out_channels, kernel, stride, padding)
 
 
 def _kernel_and_padding(stride: Size3) -> tuple[Size3, Size3]:
@@ -96,8 +92,6 @@ class UpsamplingBlock(nn.Module):
         self.style = nn.Linear(style_dim, out_channels)
         # 3x1x1 over [T, H * W] seen as an image: on a CPU, 3 times the speed of the Conv3d.
         self.refine = nn.Conv2d(out_channels, out_channels, (3, 1), padding=(1, 0))
-        nn.init.kaiming_normal_(self.mix.weight, a=0.2)
-        nn.init.kaiming_normal_(self.refine.weight, a=0.2)
 
     def forward(self, x_BCTHW: Tensor, style_BS: Tensor) -> Tensor:
         """[B, in, T, H, W] -> [B, out, T', H', W'], T' = T times the stride, and so on."""
@@ -112,7 +106,7 @@ class UpsamplingBlock(nn.Module):
 
 
 class Projection(nn.Module):
-    """A critic's head: logit = v . h + e(y) . h (Miyato & Koyama 2018, arXiv 1802.05637, eq. 3)."""
+    """A critic's head: logit = v . h + e(y) . h (Miyato & Koyama 2018, arXiv 1802.05637)."""
 
     def __init__(self, features: int, dim: int, classes: int) -> None:
         super().__init__()

@@ -1,0 +1,35 @@
+# make demo    the whole path on this machine, in about five minutes after installation
+# make test    lint, types, import contracts and tests
+# make bench   every benchmark, a table each
+# make lint    formats and lints only
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint
+
+demo: .venv/.stamp
+	$(BIN)/python -m raygen.demo
+
+test: .venv/.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+bench: .venv/.stamp
+	@set -e; for file in tests/benchmarks/[a-z]*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; \
+		$(BIN)/python -m tests.benchmarks.$$name; \
+	done
+
+lint: .venv/.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The environment, and nothing else.
+.venv/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
