@@ -70,7 +70,8 @@ def run_demo(folder: Path, minutes: float) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     logs = folder / "logs"
     logs.mkdir(parents=True)
-    with _s3(logs / "s3.log"):
+    _stage("S3 on loopback")
+    with loopback_s3(logs / "s3.log"):
         run = _train(folder, minutes)
         ray.shutdown()
         _stage("judging what it generates against the real clips")
@@ -122,9 +123,8 @@ def _pictures(generator: Generator, folder: Path) -> None:
 
 
 @contextmanager
-def _s3(log: Path) -> Iterator[None]:
-    """S3 on loopback, with a bucket, and the environment that leads every AWS client there."""
-    _stage("S3 on loopback")
+def loopback_s3(log: Path) -> Iterator[None]:
+    """S3 on loopback with an empty BUCKET; until it ends, the environment leads clients there."""
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     settings = {

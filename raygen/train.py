@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -127,44 +129,56 @@ def _watch(
     board = start_board()
     job = {"config": config.dump(), "run_uri": run.uri, "catalogue": catalogue, "board": board}
     trainer = _trainer(config, job)
-    ended: list[BaseException | None] = []
+    ended = threading.Event()
+    errors: list[BaseException] = []
 
     def train() -> None:
         try:
             trainer.fit()
-            ended.append(None)
         except BaseException as error:
-            ended.append(error)
+            errors.append(error)
+        finally:
+            ended.set()
 
-    # Beside the main thread, so that Ctrl-C reaches us and not Ray, which would abort unsaved.
-    thread = threading.Thread(target=train, daemon=True)
-    thread.start()
-    interrupted = False
-    failure: Exception | None = None
-    while thread.is_alive():
-        try:
-            thread.join(LOOK_EVERY_S)
-            status, failure = ray.get(board.look.remote())
+    # Beside the main thread, where Ray would take Ctrl-C for itself and abort unsaved.
+    threading.Thread(target=train, daemon=True).start()
+    with _counted_interrupts() as interrupts:
+        asked = False
+        while not ended.wait(LOOK_EVERY_S):
+            status, _ = ray.get(board.look.remote())
             if status is not None:
                 on_status(status)
-        except KeyboardInterrupt:
-            if interrupted:
+            if interrupts and not asked:
+                asked = True
+                board.stop.remote()
+            if len(interrupts) > 1:
                 raise Interrupted(
-                    f"stopped at once; {run.uri} goes on from its last checkpoint "
-                    "with the same command"
-                ) from None
-            interrupted = True
-            board.stop.remote()
+                    "stopped at once; the same command goes on from the last checkpoint"
+                )
     status, failure = ray.get(board.look.remote())
     if failure is not None:
         raise failure
-    if ended[0] is not None:
-        raise ended[0]
-    if status is not None:
-        on_status(status)
-    if interrupted:
-        step = status.step if status is not None else 0
-        raise Interrupted(f"stopped and saved at step {step}; the same command goes on from there")
+    if errors:
+        raise errors[0]
+    on_status(status)
+    if asked:
+        raise Interrupted(
+            f"stopped and saved at step {status.step}; the same command goes on from there"
+        )
+
+
+@contextmanager
+def _counted_interrupts() -> Iterator[list[int]]:
+    """A list that grows by one with each Ctrl-C; outside the main thread it stays empty."""
+    interrupts: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _trainer(config: Config, job: dict[str, Any]) -> TorchTrainer:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from raygen.config import Config, families
+from raygen.config import Config, families, presets
 from raygen.losses import gradient_penalty
 from raygen.models import build_critic, build_generator, parameter_count
 from raygen.models.blocks import pyramid
@@ -86,12 +86,13 @@ def test_shapes_and_range(kind: str, frames: int, size: int) -> None:
 # Trained scalars with four classes: generator, critic.
 PARAMETERS = {
     "conv3d": (1_190_691, 924_641),
+    "demo": (1_190_691, 924_257),
     "small": (8_569_075, 6_982_993),
     "tiny": (1_190_691, 924_257),
 }
 
 
-@pytest.mark.parametrize("preset", sorted(PARAMETERS))
+@pytest.mark.parametrize("preset", presets())
 def test_parameters_of_the_presets(preset: str) -> None:
     config = Config.load(preset)
     counts = tuple(

@@ -43,7 +43,8 @@ def test_mp4_decodes_to_the_same_frames_at_the_same_rate() -> None:
 
 
 def test_mp4_bytes_are_the_same_each_time() -> None:
-    assert video.encode_mp4(waves(), 16) == video.encode_mp4(waves(), 16)
+    # x264's defaults differ in one call of a dozen or so at this size.
+    assert len({video.encode_mp4(waves(), 16) for _ in range(60)}) == 1
 
 
 def test_mp4_pads_odd_sizes() -> None:

@@ -1,0 +1,47 @@
+"""What several test modules stand on: an S3 server, rendered clips, and where shared data lies."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raygen.data import synthetic
+from raygen.demo import BUCKET, loopback_s3
+
+# A token left by another cluster on this machine would lock tests out of their own.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with loopback_s3(tmp_path_factory.mktemp("s3") / "s3.log"):
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture
+def s3(_s3_server: str) -> str:
+    """An empty prefix of its own on a real S3 server."""
+    return f"{_s3_server}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three classes with four rendered clips each, 24 frames of 64x64 at 16 fps."""
+    folder = tmp_path_factory.mktemp("shapes")
+    synthetic.synthesize(str(folder), synthetic.class_names(3), 4, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real clips and recorded curves beside the checkout; skips where they are not."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return SHARED
