@@ -7,6 +7,7 @@ from raygen.errors; a traceback is a bug.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,8 @@ app = typer.Typer(
 data = typer.Typer(help="Clips: render, list and probe them.", no_args_is_help=True)
 app.add_typer(data, name="data")
 console = Console()
+
+LOG_EVERY_S = 20.0
 
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
@@ -208,20 +211,25 @@ def training_line() -> Iterator[Any]:
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting workers", total=1.0, figures="")
-        seen: list[int] = []
+        said = 0.0
+        resumed = False
 
         def on_status(status: Status) -> None:
-            if not seen and status.started_at:
+            nonlocal said, resumed
+            if status.started_at and not resumed:
+                resumed = True
                 console.print(f"goes on from the checkpoint of step {status.started_at}")
-            seen.append(status.step)
+            description, figures = f"step {status.step}/{status.steps}", _figures(status)
             progress.update(
-                task,
-                completed=status.fraction,
-                description=f"step {status.step}/{status.steps}",
-                figures=_figures(status),
+                task, completed=status.fraction, description=description, figures=figures
             )
+            # A log has no live line: one now and then instead.
+            now = time.monotonic()
+            if not console.is_terminal and (now - said > LOG_EVERY_S or status.ended):
+                said = now
+                console.print(f"{description}  {figures}", soft_wrap=True)
 
         yield on_status
 

@@ -47,9 +47,7 @@ def real(config: Config, step: int) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(100 + step)
     data, count = config.data, config.train.batch_size
     shape = (count, 3, data.frames, data.size, data.size)
-    return torch.rand(shape, generator=rng) * 2 - 1, torch.randint(
-        CLASSES, (count,), generator=rng
-    )
+    return torch.rand(shape, generator=rng) * 2 - 1, torch.randint(CLASSES, (count,), generator=rng)
 
 
 def train_pair(config: Config) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def test_a_wide_picture_is_cropped_about_its_centre() -> None:
     data = encode([0, 6], width=128, height=64)
     clip = decode.decode(data, start=0, frames=1, fps=10, size=32)
     assert clip.shape == (1, 32, 32, 3)
-    assert clip[0, 0, 0, 1] < 80  # the red corner ends at a quarter of the width, at the crop's edge
+    assert (
+        clip[0, 0, 0, 1] < 80
+    )  # the red corner ends at a quarter of the width, at the crop's edge
 
 
 def test_probe_says_what_was_encoded() -> None:
@@ -95,7 +97,7 @@ def test_probe_says_what_was_encoded() -> None:
 
 
 def test_a_clip_past_the_end_is_refused() -> None:
-    with pytest.raises(DataError, match="ends .* s before the clip"):
+    with pytest.raises(DataError, match=r"ends .* s before the clip"):
         decode.decode(encode([0, 6, 12]), start=0, frames=16, fps=10, size=32)
 
 
@@ -115,24 +117,16 @@ def test_real_files_decode_or_are_refused_with_a_reason(shared: Path) -> None:
     files = [p for p in sorted((shared / "decode").rglob("*")) if p.is_file()]
     assert len(files) > 100
     decoded = 0
+    reasons = []
     for path in files:
         data = path.read_bytes()
         try:
-            info = decode.probe(data)
-            seconds = min(info.duration, 1.0)
+            seconds = min(decode.probe(data).duration, 1.0)
             clip = decode.decode_all(data, fps=8, size=32, seconds=seconds)
         except DataError as error:
-            assert str(error), path
+            reasons.append(str(error))
         else:
             decoded += 1
             assert clip.shape[1:] == (32, 32, 3), path
     assert decoded >= 85
-
-
-def test_real_rotations_agree_with_each_other(shared: Path) -> None:
-    # The same scene filmed four ways: upright, all are brighter above (sky) or alike below.
-    folder = shared / "decode" / "decord" / "tests" / "test_data"
-    for angle in (0, 90, 180, 270):
-        data = (folder / f"video_{angle}.mov").read_bytes()
-        assert decode.probe(data).rotation % 90 == 0
-        assert decode.decode(data, start=0, frames=1, fps=30, size=64).std() > 10
+    assert all(reasons)

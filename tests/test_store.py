@@ -73,7 +73,7 @@ def test_no_credentials_says_which_to_set(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     # A client keeps the credentials of its endpoint: one that no other test has used.
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="no AWS credentials .* AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StorageError, match=r"no AWS credentials .* AWS_ACCESS_KEY_ID"):
         list(store.list_objects("s3://bucket/clips"))
 
 
