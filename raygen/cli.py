@@ -227,7 +227,7 @@ def training_line() -> Iterator[Any]:
             )
             # A log has no live line: one now and then instead.
             now = time.monotonic()
-            if not console.is_terminal and (now - said > LOG_EVERY_S or status.ended):
+            if not console.is_terminal and now - said > LOG_EVERY_S:
                 said = now
                 console.print(f"{description}  {figures}", soft_wrap=True)
 

@@ -1,0 +1,148 @@
+"""Real trainings: two workers on a local Ray, clips and storage on S3, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygen.config import Config
+from raygen.data import catalog, quarantine, store
+from raygen.evaluate import evaluate_run
+from raygen.runs import Run
+
+STEPS = 12
+SMALL = [
+    "data.frames=8",
+    "data.size=16",
+    "model.generator_width=8",
+    "model.critic_width=8",
+    "model.latent_dim=8",
+    "train.batch_size=4",
+    "train.workers=2",
+    "train.cpus_per_worker=0.5",
+    "train.checkpoint_every=4",
+    "train.sample_every=6",
+    "loss.penalty_every=2",
+]
+
+
+def start(uri: str, storage: str, name: str, *more: str) -> subprocess.Popen[str]:
+    overrides = [f"data.uri={uri}", f"storage={storage}", f"name={name}", *SMALL, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "raygen", "train", "tiny", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(run_uri: str, step: int) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if store.exists(store.join(run_uri, "run.json")):
+            run = Run.open(run_uri)
+            if run.checkpoints() and run.status["step"] >= step:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"{run_uri} has no checkpoint of step {step}")
+
+
+@pytest.fixture(scope="module")
+def catalogue_uri(shapes: Path, _s3_server: str) -> str:
+    """Twelve clips on S3, catalogued; since then one of them has broken."""
+    root = f"{_s3_server}/train"
+    for item in store.list_objects(str(shapes)):
+        uri = store.join(root, item.uri.removeprefix(str(shapes)))
+        store.write_bytes(uri, store.read_bytes(item.uri))
+    found = catalog.scan(root)
+    found.write(f"{root}/catalogue.parquet")
+    store.write_bytes(found.table["uri"][0].as_py(), b"<html>Service Unavailable</html>")
+    return f"{root}/catalogue.parquet"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(catalogue_uri: str, _s3_server: str) -> Run:
+    """A run on S3 from end to end."""
+    storage = f"{_s3_server}/runs"
+    finish(start(catalogue_uri, storage, "undisturbed", f"train.steps={STEPS}"))
+    return Run.open(f"{storage}/undisturbed")
+
+
+def test_a_run_on_s3_is_whole(undisturbed: Run) -> None:
+    assert undisturbed.status["step"] == STEPS
+    assert undisturbed.status["clips_seen"] == STEPS * 4
+    assert 0 < undisturbed.status["dollars"] < 0.1
+    # Of the checkpoints at 4, 8 and 12, the newest two are kept.
+    assert [uri.rpartition("-")[2] for uri in undisturbed.checkpoints()] == ["00000008", "00000012"]
+    events = list(store.list_objects(undisturbed.path("tensorboard")))
+    assert [item.uri for item in events if "tfevents" in item.uri]
+
+
+def test_a_clip_that_broke_is_quarantined(undisturbed: Run) -> None:
+    refused = quarantine.read(undisturbed.uri)
+    (uri,) = refused
+    assert uri.endswith("-0001.mp4")
+    assert "broken or not a video" in refused[uri]
+
+
+def test_a_run_is_judged(undisturbed: Run) -> None:
+    config = Config.parse(
+        undisturbed.config.dump(),
+        {"evaluate.clips": 32, "evaluate.judge_steps": 10, "evaluate.batch_size": 8},
+    )
+    run = Run.create(config, undisturbed.classes, undisturbed.data)
+    evaluation = evaluate_run(run)
+    assert run.read_json("evaluation.json") == evaluation.as_dict()
+    assert 0 <= evaluation.class_accuracy <= 1
+    # Untrained generators flicker: judged at all, they are judged bad.
+    assert evaluation.frechet > evaluation.frechet_real
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(
+    undisturbed: Run, catalogue_uri: str, tmp_path: Path
+) -> None:
+    killed = start(catalogue_uri, str(tmp_path), "killed", f"train.steps={STEPS}")
+    wait_for_step(f"{tmp_path}/killed", 4)
+    killed.kill()
+    killed.communicate()
+    stopped_at = Run.open(f"{tmp_path}/killed").status["step"]
+    output = finish(start(catalogue_uri, str(tmp_path), "killed", f"train.steps={STEPS}"))
+    if stopped_at < STEPS:
+        assert f"goes on from the checkpoint of step {stopped_at}" in output
+    run = Run.open(f"{tmp_path}/killed")
+    assert run.status["step"] == STEPS
+    expected = undisturbed.load_ema()
+    for name, tensor in run.load_ema().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(catalogue_uri: str, tmp_path: Path) -> None:
+    process = start(catalogue_uri, str(tmp_path), "stopped", "train.steps=100000")
+    wait_for_step(f"{tmp_path}/stopped", 4)
+    os.killpg(process.pid, signal.SIGINT)
+    output = finish(process, 130)
+    status = Run.open(f"{tmp_path}/stopped").status
+    assert f"stopped and saved at step {status['step']}; the same command" in output
+    assert "Traceback" not in output
+
+
+def test_a_budget_ends_a_run_saved(catalogue_uri: str, tmp_path: Path) -> None:
+    limits = ["train.steps=100000", "train.checkpoint_every=100000", "budget.minutes=0.2"]
+    finish(start(catalogue_uri, str(tmp_path), "short", *limits))
+    status = Run.open(f"{tmp_path}/short").status
+    assert 0 < status["step"] < 100000
+    assert 12 <= status["elapsed_s"] < 60
