@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from raygen.data import store
 from raygen.engine import Pair
-from raygen.runs import EMA, STATE, checkpoint_name
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: optimizer steps, seconds of training, clips, dollars."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    clips_seen: int = 0
-    dollars: float = 0.0
+from raygen.runs import EMA, STATE, Progress, checkpoint_name
 
 
 def save(pair: Pair, progress: Progress, metrics: dict[str, Any]) -> None:
@@ -66,7 +56,7 @@ def progress() -> Progress:
     uri = store.join(checkpoint.path, STATE)
     with checkpoint.filesystem.open_input_stream(uri) as file:
         state = json.loads(file.read())
-    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+    return Progress.of(state)
 
 
 def restore(pair: Pair) -> None:

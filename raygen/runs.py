@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -40,6 +40,21 @@ _FIXED = (
     "train.zero_stage",
     "train.precision",
 )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: optimizer steps, seconds of training, clips, dollars."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    clips_seen: int = 0
+    dollars: float = 0.0
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Progress:
+        """The part of a checkpoint's state.json that this is."""
+        return cls(*(state[field.name] for field in fields(cls)))
 
 
 def checkpoint_name(step: int) -> str:

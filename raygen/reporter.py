@@ -1,0 +1,116 @@
+"""What a training says of itself: the meter that runs, the status it posts, the samples it logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from raygen import cost, sampling, tracking
+from raygen.board import Status
+from raygen.config import Config
+from raygen.models import build_generator
+from raygen.runs import Progress
+
+POST_EVERY_S = 0.5
+SAMPLES_PER_CLASS = 2
+
+
+class Meter:
+    """Seconds and dollars since the run began, in this session and in those before it."""
+
+    def __init__(self, config: Config, resumed: Progress, nodes: int) -> None:
+        self.config = config
+        self._resumed = resumed
+        self._nodes = nodes
+        self._started = time.monotonic()
+
+    def progress(self, step: int) -> Progress:
+        """Where the run stands after `step` steps, now."""
+        seconds = time.monotonic() - self._started
+        price = cost.price(self.config.train.node)
+        return Progress(
+            step=step,
+            elapsed_s=self._resumed.elapsed_s + seconds,
+            clips_seen=step * self.config.train.batch_size,
+            dollars=self._resumed.dollars + price.dollars(seconds, self._nodes),
+        )
+
+    def fraction(self, step: int) -> float:
+        """How much of the steps or of the budget is gone, whichever is more: 0 to 1."""
+        now, budget = self.progress(step), self.config.budget
+        shares = [step / self.config.train.steps]
+        if budget.minutes is not None:
+            shares.append(now.elapsed_s / 60 / budget.minutes)
+        if budget.dollars is not None:
+            shares.append(now.dollars / budget.dollars)
+        return min(1.0, max(shares))
+
+
+class Reporter:
+    """Rank 0's voice: statuses to the driver's board, numbers and pictures to the tracker."""
+
+    def __init__(
+        self, config: Config, classes: list[str], board: Any, meter: Meter, started_at: int
+    ) -> None:
+        self.config, self.classes, self.meter = config, classes, meter
+        self._board = board
+        self._started_at = started_at
+        self._tracker = tracking.open_tracker(config)
+        self._losses: Mapping[str, float] = {}
+        self._stop = False
+        self._posted_at, self._posted_step = time.monotonic(), started_at
+        self._answer = board.post.remote(self._status(started_at))
+
+    def wants_stop(self, step: int, refused: int) -> bool:
+        """Whether the driver has asked to stop; posts a status now and then, without waiting."""
+        done, _ = ray.wait([self._answer], timeout=0)
+        seconds = time.monotonic() - self._posted_at
+        if done and seconds > POST_EVERY_S:
+            self._stop = self._stop or ray.get(self._answer)
+            rate = (step - self._posted_step) * self.config.train.batch_size / seconds
+            self._answer = self._board.post.remote(self._status(step, rate, refused))
+            self._posted_at, self._posted_step = time.monotonic(), step
+        return self._stop
+
+    def losses(self, values: Mapping[str, float], step: int) -> None:
+        """Logs the means over all ranks of what `Pair.step` returned."""
+        self._losses = values
+        now = self.meter.progress(step)
+        spent = {"dollars": now.dollars, "clips": now.clips_seen}
+        self._tracker.scalars({**values, **spent}, step)
+
+    def samples(self, average: dict[str, Tensor], step: int) -> None:
+        """Logs clips of the averaged generator: the same latents and classes every time."""
+        model, data = self.config.model, self.config.data
+        generator = build_generator(model, data, len(self.classes)).eval()
+        # Not strict: batch norm's counter is an integer, which has no average and no effect.
+        generator.load_state_dict(average, strict=False)
+        labels = [k for k in range(len(self.classes)) for _ in range(SAMPLES_PER_CLASS)]
+        seeds, cpu = range(len(labels)), torch.device("cpu")
+        clips = sampling.generate(generator, model.latent_dim, seeds, labels, cpu)
+        self._tracker.samples(clips, [self.classes[k] for k in labels], data.fps, step)
+
+    def close(self, step: int, refused: int, ended: str) -> None:
+        """Posts the last status, with the reason for the end, and closes the tracker."""
+        ray.get(self._board.post.remote(self._status(step, refused=refused, ended=ended)))
+        self._tracker.close()
+
+    def _status(self, step: int, rate: float = 0.0, refused: int = 0, ended: str = "") -> Status:
+        now = self.meter.progress(step)
+        return Status(
+            step=step,
+            steps=self.config.train.steps,
+            fraction=self.meter.fraction(step),
+            elapsed_s=now.elapsed_s,
+            dollars=now.dollars,
+            clips_per_s=rate,
+            started_at=self._started_at,
+            refused=refused,
+            losses=self._losses,
+            ended=ended,
+        )
