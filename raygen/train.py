@@ -26,6 +26,8 @@ from raygen.errors import CheckpointError, ClusterError, ConfigError, DataError,
 from raygen.runs import CATALOGUE, Run
 
 LOOK_EVERY_S = 0.25
+_QUIET = logging.ERROR
+_PROPAGATED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 def fit(
@@ -70,17 +72,19 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
     """
     train = config.train
     if not ray.is_initialized():
-        remote = "RAY_ADDRESS" in os.environ
-        if not remote:
+        if "RAY_ADDRESS" in os.environ:
+            # Nodes have roles of their own, but not this shell's endpoint and region.
+            shell = {name: os.environ[name] for name in _PROPAGATED if name in os.environ}
+            ray.init(runtime_env={"env_vars": shell}, log_to_driver=False, logging_level=_QUIET)
+        else:
             # A token left by another cluster on this machine would lock us out of our own.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address=None if remote else "local",
-            _node_ip_address=None if remote else "127.0.0.1",
-            include_dashboard=None if remote else False,
-            log_to_driver=bool(os.environ.get("RAYGEN_WORKER_LOGS")),
-            logging_level=logging.ERROR,
-        )
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=_QUIET,
+            )
     have = ray.cluster_resources()
     for kind, each in (("CPU", train.cpus_per_worker), ("GPU", train.gpus_per_worker)):
         needed, there = train.workers * each, have.get(kind, 0.0)
