@@ -55,9 +55,10 @@ def main() -> None:
 @app.command()
 def train(preset: Preset, overrides: Overrides = None) -> None:
     """Train a preset; the same command with the same name goes on where it stopped."""
+    config = Config.load(preset, overrides or [])
+    # Ray takes seconds to import: not before what can be wrong without it.
     from raygen.train import fit
 
-    config = Config.load(preset, overrides or [])
     with training_line() as on_status:
         run = fit(config, on_status=on_status, on_note=_note)
     status = run.status

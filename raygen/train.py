@@ -124,7 +124,7 @@ def _catalogue(config: Config, before: Run | None, on_note: Callable[[str], None
 def _why(found: Catalogue) -> str:
     reasons = found.refused.most_common(3)
     short = len(found) - found.refused.total()
-    return ", ".join(f"{n} x {why}" for why, n in [*reasons, (short, "too short")] if n)
+    return ", ".join(f"{n} x {why}" for why, n in [*reasons, ("too short", short)] if n)
 
 
 def _watch(

@@ -26,7 +26,8 @@ def make_run(storage: str, kind: str = "strided", name: str = "small", seed: int
     run = Run.create(config, CLASSES, {"uri": "s3://clips/small", "digest": "0f" * 8, "clips": 60})
     torch.manual_seed(seed)
     generator = build_generator(config.model, config.data, len(CLASSES))
-    state = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
+    state: dict[str, object] = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
+    state["config"] = config.dump()
     folder = run.path(checkpoint_name(20))
     average = {n: t for n, t in generator.state_dict().items() if t.is_floating_point()}
     store.write_bytes(store.join(folder, EMA), save(average))

@@ -111,7 +111,8 @@ class Projection(nn.Module):
     def __init__(self, features: int, dim: int, classes: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, dim)
-        self.unconditional = nn.Linear(dim, 1)
+        # No bias: it cancels in a relativistic loss, where Adam would make full steps of rounding.
+        self.unconditional = nn.Linear(dim, 1, bias=False)
         self.embedding = nn.Embedding(classes, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
 
