@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: demo test bench lint
 
 demo: .venv/.stamp
-	$(BIN)/python -m raygen.demo
+	$(BIN)/raygen demo
 
 test: .venv/.stamp
 	$(BIN)/ruff format --check .

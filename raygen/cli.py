@@ -6,24 +6,20 @@ from raygen.errors; a traceback is a bug.
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from raygen import config as configuration
 from raygen.config import Config
 from raygen.errors import RaygenError
-
-if TYPE_CHECKING:
-    from raygen.board import Status
-    from raygen.metrics import Evaluation
 
 app = typer.Typer(
     help="A bucket of clips and a number of dollars in; the best video generator they buy out.",
@@ -36,8 +32,6 @@ data = typer.Typer(help="Clips: render, list and probe them.", no_args_is_help=T
 app.add_typer(data, name="data")
 console = Console()
 
-LOG_EVERY_S = 20.0
-
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
 RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3://bucket/tiny")]
@@ -45,6 +39,7 @@ RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3
 
 def main() -> None:
     """The console script."""
+    _guard_local_ray()
     try:
         app()
     except RaygenError as error:
@@ -57,6 +52,7 @@ def train(preset: Preset, overrides: Overrides = None) -> None:
     """Train a preset; the same command with the same name goes on where it stopped."""
     config = Config.load(preset, overrides or [])
     # Ray takes seconds to import: not before what can be wrong without it.
+    from raygen.display import training_line
     from raygen.train import fit
 
     with training_line() as on_status:
@@ -72,6 +68,7 @@ def train(preset: Preset, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(uri: RunUri) -> None:
     """Judge a run's generator against its real clips; writes evaluation.json into the run."""
+    from raygen.display import judgement
     from raygen.evaluate import evaluate_run
     from raygen.runs import Run
 
@@ -120,6 +117,17 @@ def generate(
     names = [generator.classes[label] for label in labels]
     video.save(output, clips, generator.fps, names, scale)
     console.print(f"{output}: {n} x {clips.shape[1]} frames of {', '.join(sorted(set(names)))}")
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(min=0.1, help="of training")] = 3.0,
+    folder: Annotated[str, typer.Option(help="where its results go")] = "demo",
+) -> None:
+    """The whole path on this machine alone: S3 on loopback, training, judge, export, HTTP."""
+    from raygen.demo import run_demo
+
+    run_demo(Path(folder), minutes)
 
 
 @app.command()
@@ -193,63 +201,12 @@ def scan(
     console.print(f"{output}: {len(found)} videos, {len(usable)} usable", soft_wrap=True)
 
 
-def judgement(evaluation: Evaluation) -> Table:
-    """An evaluation as a table: generated beside real."""
-    table = Table("", "generated", "real", title="judged by a classifier trained on the real clips")
-    for row in evaluation.rows():
-        table.add_row(*row)
-    for name, accuracy in evaluation.class_accuracies.items():
-        table.add_row(f"  {name}", f"{accuracy:.3f}", "")
-    return table
-
-
-@contextmanager
-def training_line() -> Iterator[Any]:
-    """A live line that shows a training's status; yields the function that takes one."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting workers", total=1.0, figures="")
-        said = 0.0
-        resumed = False
-
-        def on_status(status: Status) -> None:
-            nonlocal said, resumed
-            if status.started_at and not resumed:
-                resumed = True
-                console.print(f"goes on from the checkpoint of step {status.started_at}")
-            description, figures = f"step {status.step}/{status.steps}", _figures(status)
-            progress.update(
-                task, completed=status.fraction, description=description, figures=figures
-            )
-            # A log has no live line: one now and then instead.
-            now = time.monotonic()
-            if not console.is_terminal and now - said > LOG_EVERY_S:
-                said = now
-                console.print(f"{description}  {figures}", soft_wrap=True)
-
-        yield on_status
-
-
-def _figures(status: Status) -> str:
-    left = "" if status.remaining_s == float("inf") else f"{_clock(status.remaining_s)} left"
-    losses = (
-        f"G {status.losses['loss/generator']:.2f} C {status.losses['loss/critic']:.2f}"
-        if status.losses
-        else ""
-    )
-    refused = f"{status.refused} clips refused" if status.refused else ""
-    parts = [f"{status.clips_per_s:.0f} clips/s", losses, left, f"${status.dollars:.4f}", refused]
-    return "  ".join(part for part in parts if part)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+def _guard_local_ray() -> None:
+    # Ray listens on every interface and runs what it is sent: a Ray of our own asks for a token
+    # that only its processes have. Ray reads these when it is imported.
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _note(text: str) -> None:

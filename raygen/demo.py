@@ -1,4 +1,4 @@
-"""The whole path on this machine alone, in about five minutes: `make demo`.
+"""The whole path on this machine alone, in about five minutes: `make demo`, or `raygen demo`.
 
 S3 on loopback, clips that raygen renders itself, a local Ray with two workers, a judge, an export,
 Serve, and one clip fetched over HTTP. What it makes is left in demo/. Run it from a checkout: the
@@ -7,7 +7,6 @@ server is the checkout's `serve`.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -25,12 +24,11 @@ from pathlib import Path
 import boto3
 import ray
 import yaml
-from rich.console import Console
 
 from raygen import cost, video
-from raygen.cli import judgement, training_line
 from raygen.config import Config
 from raygen.data import catalog, synthetic
+from raygen.display import console, judgement, training_line
 from raygen.errors import ConfigError, RaygenError
 from raygen.evaluate import evaluate_run
 from raygen.export import Generator, export_run, load_generator
@@ -42,21 +40,6 @@ CLASSES = 4
 CLIPS_PER_CLASS = 60
 START_S = 90
 SEED = 7
-
-console = Console()
-
-
-def main() -> None:
-    """`python -m raygen.demo [--minutes M] [--folder DIR]`."""
-    parser = argparse.ArgumentParser(prog="python -m raygen.demo", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.6, help="of training (2.6)")
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="for its results (demo)")
-    arguments = parser.parse_args()
-    try:
-        run_demo(arguments.folder, arguments.minutes)
-    except RaygenError as error:
-        Console(stderr=True, soft_wrap=True).print(f"raygen: {error}", style="bold", markup=False)
-        sys.exit(error.exit_code)
 
 
 def run_demo(folder: Path, minutes: float) -> None:
@@ -229,7 +212,3 @@ Next:
         highlight=False,
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    main()

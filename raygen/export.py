@@ -259,8 +259,9 @@ The same seed and class give the same clip.
 |---|---|
 | data | {data["uri"]}, {data["clips"]} clips, digest `{data["digest"]}` |
 | steps | {status["step"]}, {status["clips_seen"]} clips seen |
-| time | {status["elapsed_s"] / 60:.1f} minutes on {config.train.workers} x {config.train.node} |
-| cost | ${status["dollars"]:.2f} |
+| time | {status["elapsed_s"] / 60:.1f} minutes |
+| workers | {config.train.workers}, on nodes of type {config.train.node} |
+| cost | ${status["dollars"]:.4f} |
 | seed | {config.seed} |
 
 ## Evaluation

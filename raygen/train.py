@@ -77,8 +77,6 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
             shell = {name: os.environ[name] for name in _PROPAGATED if name in os.environ}
             ray.init(runtime_env={"env_vars": shell}, log_to_driver=False, logging_level=_QUIET)
         else:
-            # A token left by another cluster on this machine would lock us out of our own.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             ray.init(
                 address="local",
                 include_dashboard=False,

@@ -12,11 +12,16 @@ import pytest
 from raygen.data import synthetic
 from raygen.demo import BUCKET, loopback_s3
 
-# A token left by another cluster on this machine would lock tests out of their own.
+# For tests that start Ray in this process; commands get `user_environment`, and a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def user_environment() -> dict[str, str]:
+    """The environment of a command that a user starts: without what tests set for themselves."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,16 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 \
         python -m tests.parity_worker STAGE OUT.pt [key=value ...]
 
-`plain` trains the same in a plain PyTorch loop, over the whole global batch in one process.
+`plain` trains the same in a plain PyTorch loop, over the whole global batch in one process;
+RESUME_AT=3 saves the engines before that step and goes on with new ones that load them.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +53,11 @@ def real(config: Config, step: int) -> tuple[Tensor, Tensor]:
     return torch.rand(shape, generator=rng) * 2 - 1, torch.randint(CLASSES, (count,), generator=rng)
 
 
-def train_pair(config: Config) -> dict[str, Any]:
-    """The engines under test; the state of both networks after STEPS steps."""
+def train_pair(config: Config, resume_at: int | None) -> dict[str, Any]:
+    """The engines under test; the state of both networks after STEPS steps.
+
+    At step `resume_at` they are saved, thrown away, and loaded into new ones.
+    """
     import deepspeed
 
     from raygen.engine import Draws, Pair
@@ -62,6 +68,8 @@ def train_pair(config: Config) -> dict[str, Any]:
     share = config.train.batch_size // world_size
     rows = slice(rank * share, (rank + 1) * share)
     for step in range(STEPS):
+        if step == resume_at:
+            pair = restarted(pair, config, world_size)
         x_BCTHW, y_B = real(config, step)
         draws = Draws.at(config, step, rows)
         pair.step(x_BCTHW[rows], y_B[rows], draws, step=step, progress=step / STEPS)
@@ -69,6 +77,25 @@ def train_pair(config: Config) -> dict[str, Any]:
     with deepspeed.zero.GatheredParameters(list(pair.generator.module.parameters())):
         generator = {k: v.clone() for k, v in pair.generator.module.state_dict().items()}
     return {"generator": generator, "critic": pair.critic.module.state_dict(), "ema": ema}
+
+
+def restarted(pair: Any, config: Config, world_size: int) -> Any:
+    """A new pair, of other initial weights, that takes up a checkpoint of this one."""
+    from torch import distributed
+
+    from raygen.engine import Pair
+
+    average = pair.ema.gather()
+    folder = [tempfile.mkdtemp()]
+    distributed.broadcast_object_list(folder)
+    pair.save(folder[0])
+    distributed.barrier()
+    other = Config.parse(config.dump(), {"seed": config.seed + 1})
+    new = Pair(other, CLASSES, device=torch.device("cpu"), world_size=world_size)
+    new.load(folder[0], average)
+    distributed.barrier()
+    shutil.rmtree(folder[0], ignore_errors=True)
+    return new
 
 
 def train_plain(config: Config) -> dict[str, Any]:
@@ -132,7 +159,8 @@ def main() -> None:
     stage, out, *overrides = sys.argv[1:]
     tree = {**BASE, "train.zero_stage": 0 if stage == "plain" else int(stage)}
     config = Config.load("tiny", [*(f"{k}={v}" for k, v in tree.items()), *overrides])
-    result = train_plain(config) if stage == "plain" else train_pair(config)
+    resume_at = int(os.environ["RESUME_AT"]) if "RESUME_AT" in os.environ else None
+    result = train_plain(config) if stage == "plain" else train_pair(config, resume_at)
     if os.environ.get("RANK", "0") == "0":
         torch.save(result, Path(out))
 

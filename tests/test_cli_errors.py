@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import user_environment
 from tests.small_runs import make_run
 
 
@@ -19,7 +19,7 @@ def raygen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, **environment},
+        env={**user_environment(), **environment},
     )
 
 

@@ -21,7 +21,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def train(stage: int | str, ranks: int, out: Path, *overrides: str) -> dict[str, Any]:
+def train(
+    stage: int | str, ranks: int, out: Path, *overrides: str, **environment: str
+) -> dict[str, Any]:
     port = free_port()
     environments = [
         os.environ
@@ -33,6 +35,7 @@ def train(stage: int | str, ranks: int, out: Path, *overrides: str) -> dict[str,
             "MASTER_PORT": str(port),
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
         for rank in range(ranks)
     ]
@@ -72,6 +75,15 @@ def test_five_steps_equal_plain_pytorch(
         for name, expected in plain[network].items():
             difference = (trained[network][name] - expected).abs().max().item()
             assert difference <= TOLERANCE, f"{network}.{name} is off by {difference:.2e}"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(stage: int, tmp_path: Path) -> None:
+    through = train(stage, 2, tmp_path / "through.pt")
+    resumed = train(stage, 2, tmp_path / "resumed.pt", RESUME_AT="3")
+    for network, tensors in through.items():
+        for name, expected in tensors.items():
+            assert torch.equal(resumed[network][name], expected), f"{network}.{name}"
 
 
 def test_the_comparison_notices_a_missing_penalty(plain: dict[str, Any], tmp_path: Path) -> None:

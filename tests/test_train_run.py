@@ -16,6 +16,7 @@ from raygen.config import Config
 from raygen.data import catalog, quarantine, store
 from raygen.evaluate import evaluate_run
 from raygen.runs import Run
+from tests.conftest import user_environment
 
 STEPS = 12
 SMALL = [
@@ -41,6 +42,7 @@ def start(uri: str, storage: str, name: str, *more: str) -> subprocess.Popen[str
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=user_environment(),
     )
 
 
