@@ -102,7 +102,13 @@ class Pair:
         real_BCTHW = augment.apply(x_BCTHW, draws.real)
         fake_BCTHW = augment.apply(fake_BCTHW, draws.fake)
         both = torch.cat([real_BCTHW, fake_BCTHW]), torch.cat([y_B, y_B])
-        real_logit_B, fake_logit_B = self.critic(*both).float().chunk(2)
+        if config.model.batch_statistics:
+            # Apart, as the generator's half step will show it the fakes: a critic that normalises
+            # by batch sees another clip in other company.
+            real_logit_B, fake_logit_B = self.critic(real_BCTHW, y_B), self.critic(fake_BCTHW, y_B)
+        else:
+            real_logit_B, fake_logit_B = self.critic(*both).chunk(2)
+        real_logit_B, fake_logit_B = real_logit_B.float(), fake_logit_B.float()
         critic_loss = losses.critic_loss(kind, real_logit_B, fake_logit_B)
         gamma = losses.cosine(
             progress, config.loss.gamma, config.loss.gamma * config.loss.gamma_decay

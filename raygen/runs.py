@@ -57,6 +57,11 @@ class Progress:
         return cls(*(state[field.name] for field in fields(cls)))
 
 
+def run_uri(config: Config) -> str:
+    """Where the run of this config is kept: STORAGE/NAME."""
+    return store.join(store.absolute(config.storage), config.name)
+
+
 def checkpoint_name(step: int) -> str:
     """The folder of the checkpoint taken after `step` optimizer steps."""
     return f"step-{step:08d}"
@@ -80,7 +85,7 @@ class Run:
     @classmethod
     def find(cls, config: Config) -> Run | None:
         """The run that `config` names, if it was ever started."""
-        uri = store.join(store.absolute(config.storage), config.name)
+        uri = run_uri(config)
         return cls.open(uri) if store.exists(store.join(uri, MANIFEST)) else None
 
     @classmethod
@@ -91,14 +96,13 @@ class Run:
         """
         from raygen import __version__
 
-        uri = store.join(store.absolute(config.storage), config.name)
         manifest = {
             "raygen": __version__,
             "config": config.dump(),
             "classes": classes,
             "data": dict(data),
         }
-        run = cls(uri, manifest)
+        run = cls(run_uri(config), manifest)
         run.write_json(MANIFEST, manifest)
         return run
 

@@ -22,6 +22,7 @@ from raygen import video
 from raygen.config import Config
 from raygen.data import store
 from raygen.errors import ConfigError
+from raygen.runs import run_uri
 
 Clips = NDArray[np.uint8]
 
@@ -58,7 +59,7 @@ class TensorBoard:
     def __init__(self, config: Config) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._destination = store.join(store.absolute(config.storage), config.name, "tensorboard")
+        self._destination = store.join(run_uri(config), "tensorboard")
         # Event files grow by appending, which S3 has not: written here, uploaded at each flush.
         self._scratch = tempfile.mkdtemp() if store.is_s3(self._destination) else None
         self._writer: Any = SummaryWriter(self._scratch or self._destination)

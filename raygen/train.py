@@ -23,7 +23,7 @@ from raygen.config import Config
 from raygen.data import catalog, store
 from raygen.data.catalog import Catalogue
 from raygen.errors import CheckpointError, ClusterError, ConfigError, DataError, Interrupted
-from raygen.runs import CATALOGUE, Run
+from raygen.runs import CATALOGUE, Run, run_uri
 
 LOOK_EVERY_S = 0.25
 _QUIET = logging.ERROR
@@ -55,12 +55,13 @@ def fit(
         )
     store.check_writable(config.storage)
     connect(config, on_note)
+    # The manifest last: a run that has one has all.
+    catalogue.write(store.join(run_uri(config), CATALOGUE))
     run = Run.create(
         config,
         catalogue.classes,
         {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
     )
-    catalogue.write(run.path(CATALOGUE))
     _watch(config, run, catalogue, on_status)
     return run
 

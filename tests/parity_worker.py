@@ -124,6 +124,8 @@ def train_plain(config: Config) -> dict[str, Any]:
         shown = augment.apply(x, draws.real)
         # In one pass, as the engine does it: Adam without momentum makes a full step of rounding.
         shown_logit, fake_logit = critic(torch.cat([shown, fake]), torch.cat([y, y])).chunk(2)
+        if config.model.kind == "conv3d":
+            shown_logit, fake_logit = critic(shown, y), critic(fake, y)
         loss = F.softplus(fake_logit - shown_logit).mean()
         if config.loss.kind == "bce":
             loss = (F.softplus(-shown_logit) + F.softplus(fake_logit)).mean()
@@ -150,6 +152,8 @@ def train_plain(config: Config) -> dict[str, Any]:
 
         halflife = min(config.optim.ema_halflife, 0.05 * (step + 1) * batch)
         for name, tensor in generator.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             average[name] += (1 - 0.5 ** (batch / halflife)) * (tensor - average[name])
     return {"generator": generator.state_dict(), "critic": critic.state_dict(), "ema": average}
 

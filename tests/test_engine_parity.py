@@ -77,6 +77,17 @@ def test_five_steps_equal_plain_pytorch(
             assert difference <= TOLERANCE, f"{network}.{name} is off by {difference:.2e}"
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_batch_norm_sees_fakes_in_the_same_company_in_both_half_steps(
+    stage: int, tmp_path: Path
+) -> None:
+    baseline = ("model.kind=conv3d", "loss.kind=bce", "loss.gamma=0")
+    plain = train("plain", 1, tmp_path / "plain.pt", *baseline)
+    trained = train(stage, 1, tmp_path / "trained.pt", *baseline)
+    for name, expected in plain["critic"].items():
+        torch.testing.assert_close(trained["critic"][name], expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(stage: int, tmp_path: Path) -> None:
     through = train(stage, 2, tmp_path / "through.pt")
