@@ -123,9 +123,10 @@ def train_plain(config: Config) -> dict[str, Any]:
             fake = augment.apply(generator(draws.critic_z_BD, y), draws.fake)
         shown = augment.apply(x, draws.real)
         # In one pass, as the engine does it: Adam without momentum makes a full step of rounding.
-        shown_logit, fake_logit = critic(torch.cat([shown, fake]), torch.cat([y, y])).chunk(2)
         if config.model.kind == "conv3d":
             shown_logit, fake_logit = critic(shown, y), critic(fake, y)
+        else:
+            shown_logit, fake_logit = critic(torch.cat([shown, fake]), torch.cat([y, y])).chunk(2)
         loss = F.softplus(fake_logit - shown_logit).mean()
         if config.loss.kind == "bce":
             loss = (F.softplus(-shown_logit) + F.softplus(fake_logit)).mean()
