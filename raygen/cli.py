@@ -121,7 +121,7 @@ def generate(
 
 @app.command()
 def demo(
-    minutes: Annotated[float, typer.Option(min=0.1, help="of training")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="of training")] = 2.7,
     folder: Annotated[str, typer.Option(help="where its results go")] = "demo",
 ) -> None:
     """The whole path on this machine alone: S3 on loopback, training, judge, export, HTTP."""
