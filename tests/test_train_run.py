@@ -143,8 +143,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(catalogue_uri: str, tmp_path: Path) 
 
 
 def test_a_budget_ends_a_run_saved(catalogue_uri: str, tmp_path: Path) -> None:
-    limits = ["train.steps=100000", "train.checkpoint_every=100000", "budget.minutes=0.2"]
+    limits = ["train.steps=100000", "train.checkpoint_every=100000", "budget.minutes=1"]
     finish(start(catalogue_uri, str(tmp_path), "short", *limits))
     status = Run.open(f"{tmp_path}/short").status
     assert 0 < status["step"] < 100000
-    assert 12 <= status["elapsed_s"] < 60
+    assert 60 <= status["elapsed_s"] < 180
