@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from raygen import augment
@@ -81,8 +81,6 @@ def train_pair(config: Config, resume_at: int | None) -> dict[str, Any]:
 
 def restarted(pair: Any, config: Config, world_size: int) -> Any:
     """A new pair, of other initial weights, that takes up a checkpoint of this one."""
-    from torch import distributed
-
     from raygen.engine import Pair
 
     average = pair.ema.gather()
@@ -168,6 +166,10 @@ def main() -> None:
     result = train_plain(config) if stage == "plain" else train_pair(config, resume_at)
     if os.environ.get("RANK", "0") == "0":
         torch.save(result, Path(out))
+    if distributed.is_initialized():
+        # Left to the interpreter's exit, gloo's threads now and then abort it.
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

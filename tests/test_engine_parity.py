@@ -35,6 +35,7 @@ def train(
             "MASTER_PORT": str(port),
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
             **environment,
         }
         for rank in range(ranks)
