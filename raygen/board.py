@@ -14,7 +14,8 @@ class Status:
     """One look at a training.
 
     fraction in [0, 1] is how much of the steps or of the budget is done, whichever is more;
-    rates are over the last seconds; `ended` says why it came to its end, or is empty.
+    rates, and the share of time in which the trainer was `starved` of clips, are over the last
+    seconds; `ended` says why it came to its end, or is empty.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Status:
     clips_per_s: float = 0.0
     started_at: int = 0
     refused: int = 0
+    starved: float = 0.0
     losses: Mapping[str, float] = field(default_factory=dict)
     ended: str = ""
 

@@ -14,10 +14,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from raygen import config as configuration
+from raygen import data_cli
 from raygen.config import Config
 from raygen.errors import RaygenError
 
@@ -28,8 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Clips: render, list and probe them.", no_args_is_help=True)
-app.add_typer(data, name="data")
+app.add_typer(data_cli.app, name="data")
 console = Console()
 
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
@@ -154,51 +153,6 @@ def prices() -> None:
     for price in cost.prices():
         table.add_row(price.node, price.hardware, f"{price.hourly:.4f}")
     console.print(table)
-
-
-@data.command()
-def synth(
-    uri: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix")],
-    classes: Annotated[int, typer.Option(min=1, max=48, help="number of classes")] = 6,
-    clips: Annotated[int, typer.Option(min=1, help="clips of each class")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed, the same bytes")] = 0,
-    size: Annotated[int, typer.Option(min=16, max=1024, help="pixels")] = 64,
-) -> None:
-    """Render labelled moving shapes to H.264 mp4, ground truth beside them."""
-    from raygen.data import synthetic
-
-    names = synthetic.class_names(classes)
-    with console.status(f"rendering {classes} x {clips} clips"):
-        synthetic.synthesize(uri, names, clips, seed, size=size)
-    console.print(f"{uri}: {classes * clips} clips of {', '.join(names)}", soft_wrap=True)
-    console.print(f"next: raygen train tiny data.uri={uri}", soft_wrap=True)
-
-
-@data.command()
-def scan(
-    uri: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix")],
-    output: Annotated[str, typer.Option("--output", "-o", help="where the Parquet file goes")],
-) -> None:
-    """List and probe videos into a catalogue; the label is the folder's name."""
-    from raygen.data import catalog
-
-    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        task = progress.add_task("probing", total=None)
-        found = catalog.scan(
-            uri, on_probe=lambda done, of: progress.update(task, completed=done, total=of)
-        )
-    found.write(output)
-    usable = found.usable(0)
-    labels = usable.table["label"].to_pylist()
-    table = Table("class", "videos", "seconds")
-    for name in usable.classes:
-        rows = [i for i, label in enumerate(labels) if label == name]
-        seconds = sum(usable.table["duration"].take(rows).to_pylist())
-        table.add_row(name, str(len(rows)), f"{seconds:.1f}")
-    console.print(table)
-    for reason, count in found.refused.most_common():
-        console.print(f"refused {count}: {reason}", markup=False)
-    console.print(f"{output}: {len(found)} videos, {len(usable)} usable", soft_wrap=True)
 
 
 def _guard_local_ray() -> None:

@@ -9,23 +9,33 @@ in an error. The tree is frozen; a changed copy comes from `Config.load`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from raygen import tree
 from raygen.errors import ConfigError
+from raygen.tree import Section
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-class Section(BaseModel):
-    """A branch of the tree: frozen, and closed to unknown keys."""
+class CacheConfig(Section):
+    """Where decoded clips are kept beyond the memory of a decode actor."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    uri: str = Field("", description="folder or s3://bucket/prefix; empty: none")
+    gb: float = Field(20.0, gt=0, description="largest size of that cache, GB")
+
+
+class LimitsConfig(Section):
+    """What one clip may cost before it is refused."""
+
+    seconds: float = Field(30.0, gt=0, description="time to decode one clip, seconds")
+    memory_mb: int = Field(2048, ge=64, description="memory that one clip may take, MB")
+    megapixels: float = Field(40.0, gt=0, description="largest frame, millions of pixels")
+    object_mb: int = Field(2048, ge=1, description="largest video file that is fetched, MB")
 
 
 class DataConfig(Section):
@@ -35,8 +45,23 @@ class DataConfig(Section):
     frames: int = Field(16, ge=4, le=256, multiple_of=4, description="frames of a clip (T)")
     size: int = Field(32, ge=16, le=512, multiple_of=16, description="height and width, pixels")
     fps: float = Field(16.0, gt=0, le=240, description="frames per second sampled from the source")
+    split: str = Field("", description="only clips of this split, such as train; empty: all")
+    crop: Literal["centre", "random"] = Field("centre", description="which square of the frame")
+    sampling: Literal["uniform", "balanced", "weighted"] = Field(
+        "uniform", description="each clip once an epoch, classes alike, or by column weight"
+    )
     decoders: int = Field(1, ge=1, le=64, description="decode actors per worker")
+    prefetch: int = Field(2, ge=1, le=64, description="batches ready for each worker")
+    ahead_mb: int = Field(64, ge=1, description="decoded clips that may wait for the trainer, MB")
     cache_mb: int = Field(256, ge=0, description="decoded short videos kept per decode actor, MB")
+    cache: CacheConfig = Field(CacheConfig(), description="")
+    limits: LimitsConfig = Field(LimitsConfig(), description="")
+
+    @model_validator(mode="after")
+    def _cache_can_hit(self) -> Self:
+        if self.cache.uri and self.crop == "random":
+            raise ValueError("crop=random never meets a cached clip again; take crop=centre")
+        return self
 
 
 class _Family(Section):
@@ -193,19 +218,10 @@ class Config(Section):
 
     @classmethod
     def parse(
-        cls, tree: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()
+        cls, nested: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()
     ) -> Config:
         """A nested tree, as `dump` gives it, with dotted overrides on top."""
-        merged = _merge({}, tree)
-        pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
-        # A family's kind goes first: it decides which of the preset's model keys survive.
-        for key, value in sorted(pairs, key=lambda pair: pair[0] != "model.kind"):
-            _assign(merged, key, value)
-        _refuse_unknown(cls, merged)
-        try:
-            return cls.model_validate(merged)
-        except ValidationError as error:
-            raise _explain(error) from None
+        return tree.validated(cls, nested, overrides)
 
     def dump(self) -> dict[str, Any]:
         """The nested tree in plain JSON types; `Config.parse` takes it back."""
@@ -213,11 +229,11 @@ class Config(Section):
 
     def flat(self) -> dict[str, Any]:
         """Dotted path to value, for every leaf."""
-        return dict(_leaves(self.dump()))
+        return dict(tree.leaves(self.dump()))
 
     def to_yaml(self) -> str:
         """YAML that `load` reads back, each key followed by its description."""
-        return "\n".join(_describe(self, 0)) + "\n"
+        return "\n".join(tree.describe(self)) + "\n"
 
 
 def presets() -> list[str]:
@@ -227,8 +243,7 @@ def presets() -> list[str]:
 
 def families() -> dict[str, type[Section]]:
     """Model kind to its config class."""
-    classes = get_args(get_args(ModelConfig)[0])
-    return {get_args(c.model_fields["kind"].annotation)[0]: c for c in classes}
+    return tree.variants(ModelConfig)
 
 
 def _read_preset(preset: str | Path) -> dict[str, Any]:
@@ -236,133 +251,9 @@ def _read_preset(preset: str | Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         path = PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            hint = _nearest(str(preset), presets())
+            hint = tree.nearest(str(preset), presets())
             raise ConfigError(
                 f"no preset {str(preset)!r}{hint}; there are {', '.join(presets())}, "
                 "or give a .yaml file"
             )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold keys and values, as `raygen config tiny` prints them")
-    return tree
-
-
-def _split(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"{text!r} is not key=value, as in optim.generator.lr=1e-4")
-    try:
-        parsed = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        return key, value
-    # YAML 1.1 reads 1e-4, without a dot, as a string.
-    if isinstance(parsed, str):
-        try:
-            return key, float(parsed)
-        except ValueError:
-            return key, parsed
-    return key, parsed
-
-
-def _merge(base: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in tree.items():
-        base[key] = _merge({}, value) if isinstance(value, Mapping) else value
-    return base
-
-
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{key}: {parent} is a value, not a section", key)
-        node = child
-    if key == "model.kind" and value in families():
-        kept = families()[value].model_fields
-        for other in [name for name in node if name not in kept]:
-            del node[other]
-    node[leaf] = value
-
-
-def _section_of(annotation: Any, value: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) is Annotated or annotation is ModelConfig:
-        annotation = get_args(annotation)[0]
-    if set(families().values()) <= set(get_args(annotation)):
-        kind = value.get("kind", "strided") if isinstance(value, dict) else "strided"
-        return families().get(kind)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
-
-
-def _refuse_unknown(model: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> None:
-    fields = model.model_fields
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if key not in fields:
-            known = [prefix + name for name in _paths(model)]
-            same_leaf = [name for name in known if name.rpartition(".")[2] == key]
-            hint = _nearest(path, known) or _nearest(path, same_leaf, cutoff=0.0)
-            raise ConfigError(f"unknown key {path}{hint}", path)
-        section = _section_of(fields[key].annotation, value)
-        if section is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path}: is a section with keys of its own (got {value!r})", path)
-        _refuse_unknown(section, value, f"{path}.")
-
-
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        section = _section_of(field.annotation, None)
-        if section is None:
-            yield prefix + name
-        else:
-            yield from _paths(section, f"{prefix}{name}.")
-
-
-def _nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    # A discriminated union puts the variant's tag into the path.
-    key = ".".join(str(part) for part in first["loc"] if part not in families())
-    rule = first["msg"].removeprefix("Value error, ")
-    rule = rule.removeprefix("Input should be ").replace("a valid ", "a ")
-    if first["type"] == "value_error":
-        return ConfigError(f"{key}: {rule}", key)
-    if first["type"] == "union_tag_invalid":
-        value = first["input"].get("kind")
-        kinds = ", ".join(families())
-        return ConfigError(f"model.kind: must be one of {kinds} (got {value!r})", "model.kind")
-    return ConfigError(f"{key}: must be {rule} (got {first['input']!r})", key)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _describe(section: BaseModel, depth: int) -> Iterator[str]:
-    indent = "  " * depth
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            summary = (type(value).__doc__ or "").strip().splitlines()[0]
-            yield f"{indent}{name}:  # {summary}"
-            yield from _describe(value, depth + 1)
-        else:
-            text = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-            yield f"{indent}{name}: {text}".ljust(36) + f"  # {field.description}"
+    return tree.read_yaml(path)

@@ -27,7 +27,8 @@ import yaml
 
 from raygen import cost, video
 from raygen.config import Config
-from raygen.data import catalog, synthetic
+from raygen.data import synthetic
+from raygen.data.scan import scan
 from raygen.display import console, judgement, training_line
 from raygen.errors import ConfigError, RaygenError
 from raygen.evaluate import evaluate_run
@@ -81,7 +82,7 @@ def _train(folder: Path, minutes: float) -> Run:
     _stage(f"rendering {CLASSES * CLIPS_PER_CLASS} clips of moving shapes into {clips}")
     synthetic.synthesize(clips, names, CLIPS_PER_CLASS, seed=0)
     _stage("listing and probing them into a catalogue")
-    found = catalog.scan(clips)
+    found = scan(clips)
     found.write(f"s3://{BUCKET}/catalogue.parquet")
     console.print(f"  {len(found.usable(0))} of {len(found)} usable: {', '.join(found.classes)}")
     _stage("training: Ray Train, two workers, ZeRO-1")

@@ -68,7 +68,16 @@ def _figures(status: Status) -> str:
         else ""
     )
     refused = f"{status.refused} clips refused" if status.refused else ""
-    parts = [f"{status.clips_per_s:.0f} clips/s", losses, left, f"${status.dollars:.4f}", refused]
+    # Below that the decoders keep up.
+    starved = f"waiting for clips {status.starved:.0%}" if status.starved > 0.02 else ""
+    parts = [
+        f"{status.clips_per_s:.0f} clips/s",
+        losses,
+        left,
+        f"${status.dollars:.4f}",
+        starved,
+        refused,
+    ]
     return "  ".join(part for part in parts if part)
 
 

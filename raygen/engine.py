@@ -67,15 +67,25 @@ class Pair:
 
     Needs `deepspeed.init_distributed` to have been called. Weights are drawn from `config.seed`,
     alike on every rank. At `zero_stage` 3 the critic takes stage 2, the highest at which a double
-    backward through it, and so R1 and R2, is exact.
+    backward through it, and so R1 and R2, is exact. With `universal`, `load` takes what
+    raygen.reshard made of a checkpoint of another world size.
     """
 
-    def __init__(self, config: Config, classes: int, *, device: torch.device, world_size: int):
+    def __init__(
+        self,
+        config: Config,
+        classes: int,
+        *,
+        device: torch.device,
+        world_size: int,
+        universal: bool = False,
+    ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.config = config
         self.device = device
         self.dtype = _DTYPE[config.train.precision]
         self.share = config.train.batch_size // world_size
+        self.universal = universal
         torch.manual_seed(config.seed)
         generator = build_generator(config.model, config.data, classes)
         critic = build_critic(config.model, config.data, classes)
@@ -150,7 +160,10 @@ class Pair:
         self.critic.save_checkpoint(folder, tag="critic", save_latest=False)
 
     def load(self, folder: str, ema: dict[str, Tensor]) -> None:
-        """Takes up what `save` wrote at the same world size, and the gathered EMA."""
+        """Takes up what `save` wrote, and the gathered EMA.
+
+        At another world size: what `reshard.to_universal` made of it, into a `universal` pair.
+        """
         self.generator.load_checkpoint(folder, tag="generator")
         self.critic.load_checkpoint(folder, tag="critic")
         self.ema.load(ema)
@@ -190,6 +203,7 @@ class Pair:
             # Our optimizer is PyTorch's own Adam; parity with it is tested at every stage.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
+            "checkpoint": {"load_universal": self.universal},
             "steps_per_print": 1 << 62,
         }
         engine, *_ = deepspeed.initialize(

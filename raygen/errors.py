@@ -3,7 +3,9 @@
     RaygenError              exit 1
     ├── ConfigError          exit 2   a key, a value, a preset, an argument   (.key)
     ├── DataError            exit 1   clips, catalogues, buckets              (.uri)
-    ├── StorageError         exit 1   the place that runs are written to      (.uri)
+    ├── StorageError         exit 1   a file or object that cannot be had     (.uri)
+    │   ├── AccessError               credentials, endpoint, bucket: nothing there will work
+    │   └── ObjectChanged             replaced since it was scanned
     ├── ClusterError         exit 1   Ray: too few nodes, a lost controller
     ├── CheckpointError      exit 1   a checkpoint that does not fit          (.step)
     ├── ExportError          exit 1   an export that cannot be written or read (.uri)
@@ -42,7 +44,15 @@ class DataError(_AtUri):
 
 
 class StorageError(_AtUri):
-    """A run's storage at `uri` that cannot be read or written."""
+    """A file, object or folder at `uri` that cannot be read or written."""
+
+
+class AccessError(StorageError):
+    """No other object will do better than that at `uri`: credentials, the endpoint, the bucket."""
+
+
+class ObjectChanged(StorageError):
+    """What lies at `uri` is not what the catalogue describes."""
 
 
 class ExportError(_AtUri):

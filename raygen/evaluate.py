@@ -9,8 +9,8 @@ import numpy as np
 from raygen.config import Config
 from raygen.data.catalog import Catalogue
 from raygen.data.decoder import Decoder
-from raygen.data.plan import Plan
-from raygen.errors import DataError, StorageError
+from raygen.data.plan import Span
+from raygen.errors import DataError
 from raygen.export import EVALUATION, generator_of
 from raygen.metrics import Evaluation, judge
 from raygen.metrics.classifier import Clips, Labels
@@ -42,20 +42,15 @@ def evaluate_run(run: Run, on_note: Callable[[str], None] = lambda note: None) -
 
 def _real_clips(catalogue: Catalogue, config: Config) -> tuple[Clips, Labels, Labels]:
     """uint8 [N, T, H, W, 3], class ids [N] and catalogue rows [N], spread over all videos."""
-    decoder = Decoder(catalogue, Plan(len(catalogue), config.seed), config.data)
     spans = max(1, min(SPANS, config.evaluate.clips // len(catalogue)))
     rows = np.random.default_rng(config.seed).permutation(len(catalogue))
     rows = rows[: config.evaluate.clips]
-
-    def cut(row: int) -> list[Clips]:
-        try:
-            return [decoder.clip(row, (k + 0.5) / spans) for k in range(spans)]
-        except (DataError, StorageError):
-            return []
-
-    found = [(row, clip) for row in rows.tolist() for clip in cut(row)]
-    if not found:
+    wanted = [Span(row, (k + 0.5) / spans) for row in rows.tolist() for k in range(spans)]
+    decoder = Decoder(catalogue, config.data)
+    try:
+        found = decoder.decode(dict(enumerate(wanted))).columns
+    finally:
+        decoder.close()
+    if not len(found["clip"]):
         raise DataError(f"no clip at {config.data.uri} can be decoded any more", config.data.uri)
-    videos = np.array([row for row, _ in found])
-    labels = np.array([decoder.labels[row] for row, _ in found])
-    return np.stack([clip for _, clip in found]), labels, videos
+    return found["clip"], found["label"], found["row"]

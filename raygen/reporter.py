@@ -29,8 +29,8 @@ class Meter:
         self._nodes = nodes
         self._started = time.monotonic()
 
-    def progress(self, step: int) -> Progress:
-        """Where the run stands after `step` steps, now."""
+    def progress(self, step: int, position: int = 0) -> Progress:
+        """Where the run stands after `step` steps, now; `position` is the data's cursor."""
         seconds = time.monotonic() - self._started
         price = cost.price(self.config.train.node)
         return Progress(
@@ -38,6 +38,7 @@ class Meter:
             elapsed_s=self._resumed.elapsed_s + seconds,
             clips_seen=step * self.config.train.batch_size,
             dollars=self._resumed.dollars + price.dollars(seconds, self._nodes),
+            position=position,
         )
 
     def fraction(self, step: int) -> float:
@@ -64,17 +65,24 @@ class Reporter:
         self._losses: Mapping[str, float] = {}
         self._stop = False
         self._posted_at, self._posted_step = time.monotonic(), started_at
+        self._posted_waited_s = 0.0
         self._answer = board.post.remote(self._status(started_at))
 
-    def wants_stop(self, step: int, refused: int) -> bool:
-        """Whether the driver has asked to stop; posts a status now and then, without waiting."""
+    def wants_stop(self, step: int, refused: int, waited_s: float) -> bool:
+        """Whether the driver has asked to stop; posts a status now and then, without waiting.
+
+        `refused` clips could not be decoded, and the trainer has waited `waited_s` for clips.
+        """
         done, _ = ray.wait([self._answer], timeout=0)
         seconds = time.monotonic() - self._posted_at
         if done and seconds > POST_EVERY_S:
             self._stop = self._stop or ray.get(self._answer)
             rate = (step - self._posted_step) * self.config.train.batch_size / seconds
-            self._answer = self._board.post.remote(self._status(step, rate, refused))
+            starved = (waited_s - self._posted_waited_s) / seconds
+            status = self._status(step, rate, refused, starved)
+            self._answer = self._board.post.remote(status)
             self._posted_at, self._posted_step = time.monotonic(), step
+            self._posted_waited_s = waited_s
         return self._stop
 
     def losses(self, values: Mapping[str, float], step: int) -> None:
@@ -100,7 +108,14 @@ class Reporter:
         ray.get(self._board.post.remote(self._status(step, refused=refused, ended=ended)))
         self._tracker.close()
 
-    def _status(self, step: int, rate: float = 0.0, refused: int = 0, ended: str = "") -> Status:
+    def _status(
+        self,
+        step: int,
+        rate: float = 0.0,
+        refused: int = 0,
+        starved: float = 0.0,
+        ended: str = "",
+    ) -> Status:
         now = self.meter.progress(step)
         return Status(
             step=step,
@@ -111,6 +126,7 @@ class Reporter:
             clips_per_s=rate,
             started_at=self._started_at,
             refused=refused,
+            starved=starved,
             losses=self._losses,
             ended=ended,
         )

@@ -4,6 +4,7 @@ STORAGE/NAME/
   run.json              config, classes, what the data was, versions
   catalogue.parquet     the clips that this run trains on
   quarantine.parquet    the clips it could not decode, and why
+  consumed/             which clips it has trained on, and at which step
   step-00000200/        a checkpoint: state.json, ema.safetensors, generator/, critic/
   evaluation.json       what the judge said
   tensorboard/
@@ -34,9 +35,10 @@ _FIXED = (
     "model.",
     "data.frames",
     "data.size",
+    "data.sampling",
+    "data.split",
     "seed",
     "train.batch_size",
-    "train.workers",
     "train.zero_stage",
     "train.precision",
 )
@@ -44,12 +46,16 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: optimizer steps, seconds of training, clips, dollars."""
+    """How far a run is: optimizer steps, seconds of training, clips, dollars.
+
+    `position` is the cursor of the data plan: every position before it has been consumed.
+    """
 
     step: int = 0
     elapsed_s: float = 0.0
     clips_seen: int = 0
     dollars: float = 0.0
+    position: int = 0
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
@@ -158,16 +164,22 @@ class Run:
         store.write_bytes(self.path(name), json.dumps(document, indent=2).encode())
 
     def checkpoints(self) -> list[str]:
-        """URIs of the complete checkpoints, oldest first.
+        """URIs of the complete checkpoints, oldest first: those with a state.json."""
+        uris = [self.path(checkpoint_name(step)) for step in self._saved()]
+        return [uri for uri in uris if store.exists(store.join(uri, STATE))]
 
-        Ray Train merges the files of all ranks; state.json is uploaded like any other, so a
-        checkpoint counts as complete where its EMA is there too.
-        """
+    def discard_after(self, step: int) -> None:
+        """Removes checkpoints beyond `step`: a torn one must not be mixed with its successor."""
+        filesystem, path = store.open_storage(self.uri)
+        for saved in self._saved():
+            if saved > step:
+                filesystem.delete_dir(f"{path}/{checkpoint_name(saved)}")
+
+    def _saved(self) -> list[int]:
         filesystem, path = store.open_storage(self.uri)
         entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        names = sorted(entry.base_name for entry in entries if entry.base_name.startswith("step-"))
-        uris = [self.path(name) for name in names]
-        return [uri for uri in uris if all(store.exists(store.join(uri, f)) for f in (STATE, EMA))]
+        names = [e.base_name for e in entries if e.base_name.startswith("step-")]
+        return sorted(int(name.removeprefix("step-")) for name in names)
 
     def latest_checkpoint(self) -> str:
         """The newest complete checkpoint's URI. Raises CheckpointError where there is none."""

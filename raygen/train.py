@@ -5,7 +5,6 @@ raygen train tiny data.uri=s3://bucket/clips train.workers=2
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -20,14 +19,14 @@ from ray.train.torch import TorchTrainer
 from raygen import cost, tracking
 from raygen.board import Status, start_board
 from raygen.config import Config
-from raygen.data import catalog, store
+from raygen.data import store
 from raygen.data.catalog import Catalogue
+from raygen.data.scan import scan
 from raygen.errors import CheckpointError, ClusterError, ConfigError, DataError, Interrupted
+from raygen.ray_session import join
 from raygen.runs import CATALOGUE, Run, run_uri
 
 LOOK_EVERY_S = 0.25
-_QUIET = logging.ERROR
-_PROPAGATED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 def fit(
@@ -72,18 +71,7 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
     Raises ClusterError where a local Ray is smaller than `config.train` asks for.
     """
     train = config.train
-    if not ray.is_initialized():
-        if "RAY_ADDRESS" in os.environ:
-            # Nodes have roles of their own, but not this shell's endpoint and region.
-            shell = {name: os.environ[name] for name in _PROPAGATED if name in os.environ}
-            ray.init(runtime_env={"env_vars": shell}, log_to_driver=False, logging_level=_QUIET)
-        else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=_QUIET,
-            )
+    join()
     have = ray.cluster_resources()
     for kind, each in (("CPU", train.cpus_per_worker), ("GPU", train.gpus_per_worker)):
         needed, there = train.workers * each, have.get(kind, 0.0)
@@ -111,18 +99,23 @@ def _catalogue(config: Config, before: Run | None, on_note: Callable[[str], None
     if before is not None and before.config.data.uri == uri:
         # The order of the clips is the order of this very table.
         return Catalogue.read(before.path(CATALOGUE))
-    found = Catalogue.read(uri) if uri.endswith(".parquet") else catalog.scan(uri)
+    found = Catalogue.read(uri) if uri.endswith(".parquet") else scan(uri)
+    if config.data.split:
+        found = found.of_split(config.data.split)
     usable = found.usable(config.data.frames / config.data.fps)
+    if not len(found):
+        raise DataError(f"no video at {uri} is of the split {config.data.split!r}", uri)
     if not len(usable):
-        raise DataError(f"none of the {len(found)} videos at {uri} can be used: {_why(found)}", uri)
+        why = _why(found, usable)
+        raise DataError(f"none of the {len(found)} videos at {uri} can be used: {why}", uri)
     if len(usable) < len(found):
-        on_note(f"{len(found) - len(usable)} of {len(found)} videos refused: {_why(found)}")
+        on_note(f"{len(found) - len(usable)} of {len(found)} videos refused: {_why(found, usable)}")
     return usable
 
 
-def _why(found: Catalogue) -> str:
+def _why(found: Catalogue, usable: Catalogue) -> str:
     reasons = found.refused.most_common(3)
-    short = len(found) - found.refused.total()
+    short = len(found) - found.refused.total() - len(usable)
     return ", ".join(f"{n} x {why}" for why, n in [*reasons, ("too short", short)] if n)
 
 

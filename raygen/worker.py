@@ -6,8 +6,6 @@ batch, agree on how far the run is and whether to stop, take the adversarial ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +14,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
 from torch import Tensor, distributed
 
 from raygen import checkpoint
 from raygen.config import Config
-from raygen.data import quarantine
+from raygen.data import lineage, quarantine
 from raygen.data.catalog import Catalogue
-from raygen.data.plan import Plan
-from raygen.data.stream import Batch, batches
+from raygen.data.receiver import Batch, Receiver
+from raygen.data.stream import Feed, plan_of, start_dealer
 from raygen.engine import Draws, Pair
-from raygen.errors import DataError, RaygenError
+from raygen.errors import RaygenError
 from raygen.reporter import Meter, Reporter
 
 LOG_EVERY = 10
@@ -65,26 +62,36 @@ class _Worker:
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
         # Decisions travel beside the gradients, on the CPU: no step waits for the GPU for them.
         self.control = distributed.new_group(backend="gloo")
-        resumed = checkpoint.progress()
-        self.started_at = self.saved_at = self.step = resumed.step
+        before = checkpoint.resumed(job.run_uri, self._gather)
+        resumed = before.progress
+        self.saved_at = self.step = resumed.step
+        self.cursor = resumed.position
         self.meter = Meter(self.config, resumed, nodes=len(set(self._gather(_node_id()))))
-        self.stream = self._stream()
         # The decode actors start while the engines are built.
-        self.first = ThreadPoolExecutor(1).submit(next, self.stream, None)
+        dealer = self._dealer() if self.rank == 0 else None
+        self.stream = Receiver(self._gather(dealer)[0], self.rank, self.config.data.prefetch)
         classes = job.catalogue.classes
-        self.pair = Pair(self.config, len(classes), device=device, world_size=self.world_size)
-        checkpoint.restore(self.pair)
+        self.pair = Pair(
+            self.config,
+            len(classes),
+            device=device,
+            world_size=self.world_size,
+            universal=before.universal(self.world_size),
+        )
+        checkpoint.restore(self.pair, before, self._gather)
         self.refused: dict[int, str] = {}
+        self.consumed: list[tuple[int, int]] = []
         self.losses: dict[str, float] = {}
         self.reporter: Reporter | None = None
         if self.rank == 0:
+            lineage.forget_after(job.run_uri, resumed.step)
             self.reporter = Reporter(self.config, classes, job.board, self.meter, self.step)
 
     def run(self) -> None:
         train, share = self.config.train, self.config.train.batch_size // self.world_size
         rows = slice(self.rank * share, (self.rank + 1) * share)
         while True:
-            batch, failure = self._next()
+            batch, failure = self._next() if self.step < train.steps else (None, None)
             verdict = self._agree(failure)
             if verdict.failed:
                 return
@@ -97,6 +104,8 @@ class _Worker:
             )
             self.refused |= batch.refused
             self.step += 1
+            self.cursor = batch.cursor
+            self.consumed += [(self.step, row) for row in batch.rows.tolist()]
             if self.step % LOG_EVERY == 0:
                 self._log(losses)
             if self.step % train.checkpoint_every == 0:
@@ -111,33 +120,23 @@ class _Worker:
             ended = "steps" if steps_done else "budget" if verdict.fraction >= 1 else "stopped"
             self.reporter.close(self.step, len(self.refused), ended)
 
-    def _stream(self) -> Iterator[Batch]:
+    def _dealer(self) -> Any:
         config, catalogue = self.config, self.job.catalogue
-        return batches(
-            catalogue,
-            Plan(len(catalogue), config.seed),
+        feed = Feed(
+            plan_of(catalogue, config.data, config.seed),
             config.data,
-            steps=range(self.step, config.train.steps),
-            rank=self.rank,
-            world_size=self.world_size,
             batch_size=config.train.batch_size,
+            world_size=self.world_size,
+            cursor=self.cursor,
+            refused=quarantine.rows(self.job.run_uri, catalogue),
         )
+        return start_dealer(catalogue, feed)
 
     def _next(self) -> tuple[Batch | None, RaygenError | None]:
         try:
-            if self.step == self.started_at:
-                return self.first.result(), None
-            return next(self.stream, None), None
-        except DataError as error:
+            return next(self.stream), None
+        except RaygenError as error:
             return None, error
-        except RayError as error:
-            # Ray Data wraps what its actors raise, more than once.
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, RaygenError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            return None, DataError(str(cause))
 
     def _agree(self, failure: RaygenError | None) -> _Verdict:
         if failure is not None:
@@ -147,7 +146,7 @@ class _Worker:
         if self.reporter is not None:
             # Rank 0's clock and the driver's wish hold for all; the others add nothing.
             mine[0] = self.meter.fraction(self.step)
-            mine[1] = self.reporter.wants_stop(self.step, len(self.refused))
+            mine[1] = self.reporter.wants_stop(self.step, len(self.refused), self.stream.waited_s)
         distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self.control)
         fraction, stop, failed = mine.tolist()
         return _Verdict(fraction, stop=bool(stop) or fraction >= 1, failed=bool(failed))
@@ -161,14 +160,14 @@ class _Worker:
             self.reporter.losses(self.losses, self.step)
 
     def _save(self) -> None:
-        checkpoint.save(self.pair, self.meter.progress(self.step), self.losses)
+        consumed = [pair for part in self._gather(self.consumed) for pair in part]
+        if self.rank == 0:
+            lineage.add(self.job.run_uri, self.step, consumed)
+            quarantine.add(self.job.run_uri, self.job.catalogue, self.refused)
+        progress = self.meter.progress(self.step, self.cursor)
+        checkpoint.save(self.pair, progress, self.losses, self.job.run_uri, self._gather)
         self.saved_at = self.step
-        for part in self._gather(self.refused):
-            self.refused |= part
-        if self.rank == 0 and self.refused:
-            uris = self.job.catalogue.table["uri"]
-            rows = {uris[row].as_py(): reason for row, reason in self.refused.items()}
-            quarantine.add(self.job.run_uri, rows)
+        self.consumed = []
 
     def _sample(self) -> None:
         average = self.pair.ema.gather()  # a collective call at stage 3

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from raygen.data import synthetic
 from raygen.demo import BUCKET, loopback_s3
@@ -15,6 +16,10 @@ from raygen.demo import BUCKET, loopback_s3
 # For tests that start Ray in this process; commands get `user_environment`, and a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+# A busy machine is slow, not wrong.
+settings.register_profile("raygen", deadline=None)
+settings.load_profile("raygen")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

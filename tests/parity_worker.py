@@ -4,7 +4,9 @@
         python -m tests.parity_worker STAGE OUT.pt [key=value ...]
 
 `plain` trains the same in a plain PyTorch loop, over the whole global batch in one process;
-RESUME_AT=3 saves the engines before that step and goes on with new ones that load them.
+DEVICE=cuda does either on a GPU, without TF32;
+RESUME_AT=3 saves the engines before that step and goes on with new ones that load them; with
+HANDOVER=FOLDER they are left there, for another number of ranks to go on from with FROM=FOLDER.
 """
 
 from __future__ import annotations
@@ -18,11 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.nn import functional as F
 
-from raygen import augment
 from raygen.config import Config
-from raygen.models import build_critic, build_generator
+from tests.plain_pair import PlainPair
 
 STEPS = 5
 CLASSES = 3
@@ -45,30 +45,43 @@ BASE = {
 }
 
 
+DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
+
+
 def real(config: Config, step: int) -> tuple[Tensor, Tensor]:
     """A global batch of noise clips, the same in every process."""
     rng = torch.Generator().manual_seed(100 + step)
     data, count = config.data, config.train.batch_size
     shape = (count, 3, data.frames, data.size, data.size)
-    return torch.rand(shape, generator=rng) * 2 - 1, torch.randint(CLASSES, (count,), generator=rng)
+    x_BCTHW = torch.rand(shape, generator=rng) * 2 - 1
+    y_B = torch.randint(CLASSES, (count,), generator=rng)
+    return x_BCTHW.to(DEVICE), y_B.to(DEVICE)
 
 
-def train_pair(config: Config, resume_at: int | None) -> dict[str, Any]:
-    """The engines under test; the state of both networks after STEPS steps.
-
-    At step `resume_at` they are saved, thrown away, and loaded into new ones.
-    """
+def train_pair(config: Config) -> dict[str, Any]:
+    """The engines under test; the state of both networks after STEPS steps."""
     import deepspeed
 
     from raygen.engine import Draws, Pair
 
-    deepspeed.init_distributed("gloo")
+    resume_at = int(os.environ.get("RESUME_AT", -1))
+    handover, source = os.environ.get("HANDOVER"), os.environ.get("FROM")
+
+    deepspeed.init_distributed("nccl" if DEVICE.type == "cuda" else "gloo")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    pair = Pair(config, CLASSES, device=torch.device("cpu"), world_size=world_size)
+    pair = Pair(config, CLASSES, device=DEVICE, world_size=world_size)
+    if source:
+        pair = taken_over(source, config, world_size)
     share = config.train.batch_size // world_size
     rows = slice(rank * share, (rank + 1) * share)
-    for step in range(STEPS):
-        if step == resume_at:
+    for step in range(resume_at if source else 0, STEPS):
+        if step == resume_at and handover:
+            average = pair.ema.gather()
+            pair.save(handover)
+            if rank == 0:
+                torch.save(average, Path(handover) / "ema.pt")
+            return {}
+        if step == resume_at and not source:
             pair = restarted(pair, config, world_size)
         x_BCTHW, y_B = real(config, step)
         draws = Draws.at(config, step, rows)
@@ -89,83 +102,54 @@ def restarted(pair: Any, config: Config, world_size: int) -> Any:
     pair.save(folder[0])
     distributed.barrier()
     other = Config.parse(config.dump(), {"seed": config.seed + 1})
-    new = Pair(other, CLASSES, device=torch.device("cpu"), world_size=world_size)
+    new = Pair(other, CLASSES, device=DEVICE, world_size=world_size)
     new.load(folder[0], average)
     distributed.barrier()
     shutil.rmtree(folder[0], ignore_errors=True)
     return new
 
 
+def taken_over(folder: str, config: Config, world_size: int) -> Any:
+    """A new pair that goes on from what another number of ranks left in `folder`."""
+    from raygen import reshard
+    from raygen.engine import Pair
+
+    universal = config.train.zero_stage > 0
+    if universal and int(os.environ["RANK"]) == 0:
+        reshard.to_universal(folder, folder + "/universal")
+    distributed.barrier()
+    other = Config.parse(config.dump(), {"seed": config.seed + 1})
+    new = Pair(other, CLASSES, device=DEVICE, world_size=world_size, universal=universal)
+    new.load(folder + "/universal" if universal else folder, torch.load(folder + "/ema.pt"))
+    return new
+
+
 def train_plain(config: Config) -> dict[str, Any]:
-    """The same training as anyone would write it: Adam, autograd, one process."""
+    """The same training in a plain loop."""
     from raygen.engine import Draws
 
-    torch.manual_seed(config.seed)
-    generator = build_generator(config.model, config.data, CLASSES)
-    critic = build_critic(config.model, config.data, CLASSES)
-    optim_g, optim_d = (
-        torch.optim.Adam(net.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2))
-        for net, adam in ((generator, config.optim.generator), (critic, config.optim.critic))
-    )
-    average = {k: v.clone() for k, v in generator.state_dict().items()}
-    batch = config.train.batch_size
+    plain = PlainPair(config, CLASSES, DEVICE)
     for step in range(STEPS):
-        decay = 0.5 * (1 + torch.cos(torch.tensor(step / STEPS * torch.pi, dtype=torch.float64)))
-        floor = config.optim.lr_decay
-        for optimizer, adam in ((optim_g, config.optim.generator), (optim_d, config.optim.critic)):
-            optimizer.param_groups[0]["lr"] = adam.lr * (floor + (1 - floor) * float(decay))
-        x, y = real(config, step)
-        draws = Draws.at(config, step, slice(0, batch))
-
-        with torch.no_grad():
-            fake = augment.apply(generator(draws.critic_z_BD, y), draws.fake)
-        shown = augment.apply(x, draws.real)
-        # In one pass, as the engine does it: Adam without momentum makes a full step of rounding.
-        if config.model.kind == "conv3d":
-            shown_logit, fake_logit = critic(shown, y), critic(fake, y)
-        else:
-            shown_logit, fake_logit = critic(torch.cat([shown, fake]), torch.cat([y, y])).chunk(2)
-        loss = F.softplus(fake_logit - shown_logit).mean()
-        if config.loss.kind == "bce":
-            loss = (F.softplus(-shown_logit) + F.softplus(fake_logit)).mean()
-        if config.loss.gamma and step % config.loss.penalty_every == 0:
-            low = config.loss.gamma_decay
-            gamma = config.loss.gamma * (low + (1 - low) * float(decay))
-            for clips in (shown, fake):
-                leaf = clips.detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(critic(leaf, y).sum(), leaf, create_graph=True)
-                square = gradient.flatten(1).norm(dim=1).square().mean()
-                loss = loss + gamma / 2 * config.loss.penalty_every * square
-        optim_d.zero_grad()
-        loss.backward()
-        optim_d.step()
-
-        play = critic(augment.apply(generator(draws.generator_z_BD, y), draws.play), y)
-        rival = critic(augment.apply(x, draws.play), y)
-        loss = F.softplus(rival - play).mean()
-        if config.loss.kind == "bce":
-            loss = F.softplus(-play).mean()
-        optim_g.zero_grad()
-        loss.backward()
-        optim_g.step()
-
-        halflife = min(config.optim.ema_halflife, 0.05 * (step + 1) * batch)
-        for name, tensor in generator.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            average[name] += (1 - 0.5 ** (batch / halflife)) * (tensor - average[name])
-    return {"generator": generator.state_dict(), "critic": critic.state_dict(), "ema": average}
+        draws = Draws.at(config, step, slice(0, config.train.batch_size))
+        plain.step(*real(config, step), draws, step=step, progress=step / STEPS)
+    generator, critic = plain.generator.state_dict(), plain.critic.state_dict()
+    return {"generator": generator, "critic": critic, "ema": plain.average}
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     stage, out, *overrides = sys.argv[1:]
     tree = {**BASE, "train.zero_stage": 0 if stage == "plain" else int(stage)}
     config = Config.load("tiny", [*(f"{k}={v}" for k, v in tree.items()), *overrides])
-    resume_at = int(os.environ["RESUME_AT"]) if "RESUME_AT" in os.environ else None
-    result = train_plain(config) if stage == "plain" else train_pair(config, resume_at)
+    result = train_plain(config) if stage == "plain" else train_pair(config)
     if os.environ.get("RANK", "0") == "0":
-        torch.save(result, Path(out))
+        cpu = {
+            network: {name: tensor.cpu() for name, tensor in tensors.items()}
+            for network, tensors in result.items()
+        }
+        torch.save(cpu, Path(out))
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort it.
         distributed.barrier()

@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from raygen.config import Config
-from raygen.data import catalog, quarantine, store
+from raygen.data import lineage, quarantine, store
+from raygen.data.scan import scan
 from raygen.evaluate import evaluate_run
 from raygen.runs import Run
 from tests.conftest import user_environment
@@ -70,7 +73,7 @@ def catalogue_uri(shapes: Path, _s3_server: str) -> str:
     for item in store.list_objects(str(shapes)):
         uri = store.join(root, item.uri.removeprefix(str(shapes)))
         store.write_bytes(uri, store.read_bytes(item.uri))
-    found = catalog.scan(root)
+    found = scan(root)
     found.write(f"{root}/catalogue.parquet")
     store.write_bytes(found.table["uri"][0].as_py(), b"<html>Service Unavailable</html>")
     return f"{root}/catalogue.parquet"
@@ -98,7 +101,7 @@ def test_a_clip_that_broke_is_quarantined(undisturbed: Run) -> None:
     refused = quarantine.read(undisturbed.uri)
     (uri,) = refused
     assert uri.endswith("-0001.mp4")
-    assert "broken or not a video" in refused[uri]
+    assert "was replaced since it was scanned" in refused[uri]
 
 
 def test_a_run_is_judged(undisturbed: Run) -> None:
@@ -130,6 +133,29 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     expected = undisturbed.load_ema()
     for name, tensor in run.load_ema().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_killed_and_resumed_by_fewer_workers_sees_each_clip_once_an_epoch(
+    catalogue_uri: str, tmp_path: Path
+) -> None:
+    steps = "train.steps=22"  # of 4 clips: eight epochs of the 11 that decode
+    killed = start(catalogue_uri, str(tmp_path), "fewer", steps)
+    wait_for_step(f"{tmp_path}/fewer", 4)
+    killed.kill()
+    killed.communicate()
+    stopped_at = Run.open(f"{tmp_path}/fewer").status["step"]
+    output = finish(start(catalogue_uri, str(tmp_path), "fewer", steps, "train.workers=1"))
+    run = Run.open(f"{tmp_path}/fewer")
+    assert run.status["step"] == 22
+    if stopped_at < 22:
+        assert f"goes on from the checkpoint of step {stopped_at}" in output
+        assert run.status["world_size"] == 1
+    consumed = lineage.read(run.uri)
+    assert consumed["step"].to_pylist() == [step for step in range(1, 23) for _ in range(4)]
+    assert np.bincount(consumed["row"]).tolist() == [0, *[8] * 11]
+    # Within an epoch too: eleven clips fill steps 1 to 11 of 4 exactly four times.
+    half = consumed.filter(pc.less_equal(consumed["step"], 11))
+    assert np.bincount(half["row"]).tolist() == [0, *[4] * 11]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(catalogue_uri: str, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""A bucket listed and probed once into a Parquet table, one row a video.
+"""The catalogue: a bucket of videos as one Parquet table, one row a video.
 
-    raygen data scan s3://bucket/clips -o catalogue.parquet
+    found = Catalogue.read("s3://bucket/catalogue.parquet")
+    found.usable(seconds=1.0).classes
 
-The label of a video is the name of the folder it lies in.
+`raygen data scan` (raygen.data.scan) makes it. The bytes of a video are
+`store.read_range(uri, offset, bytes, etag=etag)`: an object of its own, or a part of a tar shard.
 """
 
 from __future__ import annotations
@@ -10,40 +12,45 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
 
-from raygen.data import decode, store
-from raygen.errors import DataError, StorageError
+from raygen.data import store
+from raygen.errors import DataError
 
-SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .flv .ts .mts .m2ts .mpg .mpeg .3gp .wmv .ogv .gif".split()
-)
 UNLABELLED = "unlabelled"
 SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("etag", pa.string()),
-        ("bytes", pa.int64()),
+        ("offset", pa.int64()),  # where the video's bytes begin in the object
+        ("bytes", pa.int64()),  # how many they are
         ("label", pa.string()),
-        ("duration", pa.float64()),
+        ("caption", pa.string()),
+        ("split", pa.string()),
+        ("duration", pa.float64()),  # seconds
         ("frames", pa.int64()),
         ("fps", pa.float64()),
-        ("width", pa.int32()),
+        ("width", pa.int32()),  # pixels, before rotation
         ("height", pa.int32()),
-        ("rotation", pa.int32()),
-        ("codec", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
+        ("rotation", pa.int32()),  # degrees
+        ("codec", pa.string()),  # null: never looked at; "": looked at, and refused
+        ("weight", pa.float32()),
+        ("cuts", pa.list_(pa.float32())),  # seconds at which another shot begins
+        ("status", pa.string()),  # "ok" or "refused"
+        ("reason", pa.string()),  # why it was refused, completing "VIDEO ..."
     ]
 )
+
+# Of reasons that name another video, what a count of reasons keeps.
+_GENERAL = r"^(is a near duplicate) of .*$"
+_DIGESTED = 1 << 16  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,11 @@ class Catalogue:
         """Raises DataError where `uri` is no catalogue, StorageError where it cannot be read."""
         data = store.read_bytes(uri)
         try:
-            return cls(pq.read_table(io.BytesIO(data)).select(SCHEMA.names).cast(SCHEMA))
-        except (pa.ArrowException, KeyError, ValueError):
+            file = open_parquet(io.BytesIO(data), uri)
+            return cls(file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA))
+        except (pa.ArrowException, OSError):
             raise DataError(
-                f"{uri} is not a catalogue; make one with `raygen data scan`", uri
+                f"{uri} is broken; make it again with `raygen data scan`", uri
             ) from None
 
     def write(self, uri: str) -> None:
@@ -70,69 +78,105 @@ class Catalogue:
         store.write_bytes(uri, sink.getvalue())
 
     def usable(self, seconds: float) -> Catalogue:
-        """The rows that probed well and last at least `seconds`, in the catalogue's order."""
-        enough = pc.greater_equal(self.table["duration"], seconds - 1e-3)
-        return Catalogue(self.table.filter(pc.and_(pc.equal(self.table["status"], "ok"), enough)))
+        """The rows to train on, in the catalogue's order.
+
+        They probed well, were not dropped, and have a shot, or all of the video where no cuts are
+        known, of at least `seconds`.
+        """
+        ok = self._flags(pc.equal(self.table["status"], "ok"))
+        return self.select(np.flatnonzero(ok & (self._longest_shots() >= seconds - 1e-3)))
+
+    def select(self, rows: ArrayLike) -> Catalogue:
+        """These rows, in this order."""
+        return Catalogue(self.table.take(pa.array(np.asarray(rows, np.int64))))
 
     @property
     def classes(self) -> list[str]:
         """Sorted class names; the position is the class id."""
-        return sorted(set(self.table["label"].to_pylist()))
+        return sorted(pc.unique(self.table["label"]).to_pylist())
+
+    def labels(self) -> NDArray[np.int32]:
+        """Class id of each row."""
+        ids = pc.index_in(self.table["label"], value_set=pa.array(self.classes, pa.string()))
+        return np.asarray(ids.to_numpy(), np.int32)
+
+    def weights(self) -> NDArray[np.float32]:
+        """How often each row is to be drawn in relation to the others, where sampling asks it."""
+        return np.asarray(self.table["weight"].to_numpy(), np.float32)
+
+    def names(self) -> pa.ChunkedArray:
+        """What each row is called: its URI, with `#OFFSET` where it lies within a shard."""
+        part = pc.binary_join_element_wise(
+            self.table["uri"], self.table["offset"].cast(pa.string()), "#"
+        )
+        return pc.if_else(pc.equal(self.table["offset"], 0), self.table["uri"], part)
+
+    def of_split(self, split: str) -> Catalogue:
+        """The rows of this split."""
+        return Catalogue(self.table.filter(pc.equal(self.table["split"], split)))
 
     @property
     def digest(self) -> str:
-        """What the rows are, in 16 hexadecimal digits: SHA-256 over every URI and etag."""
-        pairs = zip(self.table["uri"].to_pylist(), self.table["etag"].to_pylist(), strict=True)
-        return hashlib.sha256("\n".join(map("\t".join, pairs)).encode()).hexdigest()[:16]
+        """What the rows are, in 16 hexadecimal digits: SHA-256 over every URI, etag and offset."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _DIGESTED):
+            part = self.table.slice(start, _DIGESTED)
+            offsets = part["offset"].cast(pa.string())
+            lines = pc.binary_join_element_wise(part["uri"], part["etag"], offsets, "\t")
+            whole = pa.ListArray.from_arrays([0, len(lines)], lines.combine_chunks())
+            digest.update(pc.binary_join(whole, "\n")[0].as_buffer())
+            digest.update(b"\n")
+        return digest.hexdigest()[:16]
 
     @property
     def refused(self) -> Counter[str]:
         """Reason to number of videos refused for it."""
-        return Counter(reason for reason in self.table["reason"].to_pylist() if reason)
+        reasons = self.table["reason"].filter(pc.equal(self.table["status"], "refused"))
+        general = pc.replace_substring_regex(reasons, _GENERAL, r"\1")
+        return Counter({str(v["values"]): v["counts"].as_py() for v in pc.value_counts(general)})
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def _flags(self, column: Any) -> NDArray[np.bool_]:
+        return np.asarray(column.to_numpy(), np.bool_)
 
-def scan(
-    uri: str, *, threads: int = 8, on_probe: Callable[[int, int], None] = lambda done, of: None
-) -> Catalogue:
-    """Lists `uri` and probes every video below it; `on_probe(done, of)` is told of progress.
+    def _longest_shots(self) -> NDArray[np.float64]:
+        """Seconds between the two cuts of each row that are farthest apart; NaN where unknown."""
+        longest = np.array(self.table["duration"].to_numpy(), np.float64)
+        counts = pc.list_value_length(self.table["cuts"]).fill_null(0).to_numpy()
+        rows = np.flatnonzero(counts)
+        if len(rows):
+            cuts = pc.list_flatten(self.table["cuts"]).to_numpy()
+            # Row by row: 0, its cuts, its duration; the steps within a row are its shots.
+            ends = np.cumsum(counts[rows])
+            edges = np.insert(cuts.astype(np.float64), ends, longest[rows])
+            first = ends - counts[rows] + np.arange(len(rows))
+            longest[rows] = np.maximum.reduceat(_steps(edges, first), first)
+        return longest
 
-    Raises StorageError where `uri` cannot be listed, DataError where it holds no video. A video
-    that cannot be probed is a refused row.
+
+def open_parquet(place: Any, uri: str) -> pq.ParquetFile:
+    """The catalogue at `place`, a path or a file object, to be read piece by piece.
+
+    Raises DataError, which names `uri`, where it is none.
     """
-    uri = store.absolute(uri)
-    objects = [o for o in store.list_objects(uri) if _suffix(o.uri) in SUFFIXES]
-    if not objects:
-        raise DataError(f"no video below {uri} (looked for {' '.join(sorted(SUFFIXES))})", uri)
-    rows = []
-    with ThreadPoolExecutor(threads) as pool:
-        for done, row in enumerate(pool.map(lambda o: _row(uri, o), objects), start=1):
-            rows.append(row)
-            on_probe(done, len(objects))
-    return Catalogue(pa.Table.from_pylist(rows, schema=SCHEMA))
-
-
-def _row(root: str, item: store.Object) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "uri": item.uri,
-        "etag": item.etag,
-        "bytes": item.size,
-        "label": _label(root, item.uri),
-        "status": "ok",
-        "reason": "",
-    }
     try:
-        return row | asdict(decode.probe(store.read_bytes(item.uri)))
-    except (DataError, StorageError) as error:
-        return row | {"status": "refused", "reason": str(error)}
+        file = pq.ParquetFile(place)
+    except pa.ArrowException:
+        raise DataError(
+            f"{uri} is not a catalogue; make one with `raygen data scan`", uri
+        ) from None
+    if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
+        raise DataError(
+            f"{uri} is not a catalogue of this version (no column {missing[0]}); make it again "
+            "with `raygen data scan`",
+            uri,
+        )
+    return file
 
 
-def _label(root: str, uri: str) -> str:
-    folders = PurePosixPath(uri.removeprefix(root).lstrip("/")).parent
-    return folders.name or UNLABELLED
-
-
-def _suffix(uri: str) -> str:
-    return PurePosixPath(uri).suffix.lower()
+def _steps(edges: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.float64]:
+    steps = np.diff(edges, prepend=0.0)
+    steps[first] = edges[first]
+    return steps

@@ -1,29 +1,57 @@
-"""Bytes of a video to one clip of uint8 frames, by PyAV in the calling process.
+"""A span of a video to one clip of uint8 frames, by PyAV in the calling process.
 
 Frames are chosen by their presentation time, so a variable frame rate and any source rate come out
-at the rate asked for; rotation is applied; scaling is libswscale's, to the target size at once.
+at the rate asked for; times count from the first frame of the video stream. What a frame looks
+like is `frames`' part.
+
+Less is decoded than a plain loop over frames decodes. H.264 says which frames no other refers to:
+those that are not wanted are skipped. And the decoder is drained once it has all that is wanted,
+where it would otherwise work on frames after the clip until it lets go of the last one.
 """
 
 from __future__ import annotations
 
-import io
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from fractions import Fraction
 
 import av
-import av.container
 import av.error
 import numpy as np
-from numpy.typing import NDArray
 
+from raygen.data.container import (
+    DEFAULT_LIMITS,
+    ENCRYPTED,
+    Limits,
+    NothingError,
+    Source,
+    Video,
+    measured_duration,
+    open_video,
+    stated_duration,
+)
+from raygen.data.frames import Clip, Scaler, check_size
 from raygen.errors import DataError
 
-NO_FRAME = "holds no frame that decodes"
+__all__ = [
+    "CENTRE",
+    "Clip",
+    "Limits",
+    "Source",
+    "VideoInfo",
+    "decode",
+    "decode_all",
+    "frame_count",
+    "probe",
+]
 
-Clip = NDArray[np.uint8]
-"""Frames [T, H, W, 3], RGB, 0 to 255."""
+CENTRE = (0.5, 0.5)
+PREROLLS = (0.0, 10.0)  # seconds before a clip from which decoding is tried, then the beginning
+LOOKAHEAD = 8  # packets by which a frame's successor on screen may come after it
+UNKNOWN, PROGRESSIVE = 0, 1  # of AVFieldOrder
 
 
 @dataclass(frozen=True)
@@ -39,57 +67,60 @@ class VideoInfo:
     codec: str
 
 
-def probe(data: bytes) -> VideoInfo:
-    """Reads the header and one frame. Raises DataError with the reason for refusing it."""
-    with _open(data) as (container, stream):
-        _, first = next(_frames(container, stream), (0, None))
+def probe(source: Source, *, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
+    """Reads the header and one frame; all of the video where no header states the duration.
+
+    Raises DataError with the reason for refusing it.
+    """
+    with open_video(source, limits) as video:
+        _, first = next(_frames(video, []), (0, None))
         if first is None:
-            raise DataError(NO_FRAME)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            duration = container.duration / av.time_base
-        else:
-            raise DataError("its container states no duration")
+            raise NothingError
+        duration = stated_duration(video) or measured_duration(source, limits)
         return VideoInfo(
             duration=duration,
-            frames=stream.frames or round(duration * fps),
-            fps=fps,
+            frames=video.stream.frames or max(1, round(duration * video.fps)),
+            fps=video.fps,
             width=first.width,
             height=first.height,
             rotation=first.rotation,
-            codec=stream.codec_context.name,
+            codec=video.codec.name,
         )
 
 
-def decode(data: bytes, *, start: float, frames: int, fps: float, size: int) -> Clip:
+def decode(
+    source: Source,
+    *,
+    start: float,
+    frames: int,
+    fps: float,
+    size: int,
+    crop: tuple[float, float] = CENTRE,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Clip:
     """One clip [frames, size, size, 3] that begins `start` seconds into the video.
 
     Frame k is the one on screen at start + k / fps; the shorter side is scaled to `size` and the
-    longer one cropped about its centre. Seeks to the keyframe before `start`. Raises DataError
-    where the video is broken or ends before the clip does.
+    longer one cut, `crop` (0 to 1, from the left and from the top) being the share of it that is
+    cut off before. Seeks to the keyframe before `start`, and decodes from the beginning where the
+    file cannot be sought. Raises DataError where the video is broken or ends before the clip does.
     """
     times = [start + k / fps for k in range(frames)]
-    clip = np.empty((frames, size, size, 3), np.uint8)
-    with _open(data) as (container, stream):
-        done = 0
-        for done, image in enumerate(_on_screen(container, stream, times, size), start=1):
-            clip[done - 1] = image
-    if done < frames:
-        raise DataError(f"ends {(frames - done) / fps:.2f} s before the clip at {start:.2f} s does")
+    clip = _clip(source, times, size, crop, limits)
+    if (missing := frames - len(clip)) > 0:
+        raise DataError(f"ends {missing / fps:.2f} s before the clip at {start:.2f} s does")
     return clip
 
 
-def decode_all(data: bytes, *, fps: float, size: int, seconds: float) -> Clip:
+def decode_all(
+    source: Source, *, fps: float, size: int, seconds: float, limits: Limits = DEFAULT_LIMITS
+) -> Clip:
     """The whole of a short video [T, size, size, 3] at `fps`; `seconds` is what probing said.
 
     A container may promise more than it holds: the clip ends with the last frame there is.
     """
     times = [k / fps for k in range(frame_count(seconds, fps))]
-    with _open(data) as (container, stream):
-        images = list(_on_screen(container, stream, times, size))
-    return np.stack(images)
+    return _clip(source, times, size, CENTRE, limits)
 
 
 def frame_count(seconds: float, fps: float) -> int:
@@ -97,81 +128,147 @@ def frame_count(seconds: float, fps: float) -> int:
     return max(1, int(seconds * fps + 1e-3))
 
 
-@contextmanager
-def _open(
-    data: bytes,
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    try:
-        with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
-            # A cover picture is a video stream of one attached frame.
-            streams = [
-                stream
-                for stream in container.streams.video
-                if not stream.disposition & av.stream.Disposition.attached_pic
-            ]
-            if not streams:
-                raise DataError("has no video stream")
-            # Parallelism is one clip a process; FFmpeg's own threads only fight over the cores.
-            streams[0].thread_count = 1
-            yield container, streams[0]
-    except av.error.FFmpegError as error:
-        reason = f"is broken or not a video ({error.strerror})" if data else "is empty"
-        raise DataError(reason) from None
+class _Missed(Exception):
+    """A seek did not arrive before the time that it was to."""
 
 
-def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Presentation time, in ticks from the start of the stream, and frame."""
-    origin = stream.start_time or 0
-    for frame in container.decode(stream):
-        if frame.pts is not None:
-            yield frame.pts - origin, frame
+def _clip(
+    source: Source, times: list[float], size: int, crop: tuple[float, float], limits: Limits
+) -> Clip:
+    """The pictures on screen at the ascending `times`, up to where the video ends."""
+    for before in PREROLLS:
+        if times[0] > before:
+            try:
+                clip = _span(source, times, size, crop, limits, seek=times[0] - before)
+                if len(clip) == len(times):
+                    return clip
+            except (_Missed, DataError):
+                pass  # perhaps only the beginning leads into this file; else that says why not
+    return _span(source, times, size, crop, limits)
 
 
-def _on_screen(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
+def _span(
+    source: Source,
     times: list[float],
     size: int,
-) -> Iterator[Clip]:
-    """The frame [size, size, 3] on screen at each of the ascending `times`, in seconds."""
-    tick = float(stream.time_base or 0)
-    if times[0] > 0:
-        container.seek((stream.start_time or 0) + int(times[0] / tick), stream=stream)
-    wanted = iter(times)
-    time = next(wanted)
-    for frame, until in _shown(container, stream):
-        image: Clip | None = None
-        # Half a tick of slack: times are floats, presentation times are not.
-        while time < until - tick / 2:
-            image = _picture(frame, size) if image is None else image
-            yield image
-            if (following := next(wanted, None)) is None:
-                return
-            time = following
+    crop: tuple[float, float],
+    limits: Limits,
+    seek: float | None = None,
+) -> Clip:
+    """As `_clip`, from the keyframe before `seek` seconds on or else from the beginning."""
+    with open_video(source, limits) as video:
+        aspect = video.stream.sample_aspect_ratio or Fraction(1)
+        scaler = Scaler(size, crop, aspect=aspect, megapixels=limits.megapixels)
+        ticks = [video.origin + time / video.tick for time in times]
+        if seek is not None:
+            target = video.origin + seek / video.tick
+            video.container.seek(int(target + video.slack), stream=video.stream)
+            video.sought = True
+        pictures: list[Clip] = []
+        for frame, until in _shown(video, ticks):
+            wanted = bisect_left(ticks, until - video.slack) - len(pictures)
+            if wanted > 0:
+                pictures += [scaler(frame)] * wanted
+                if len(pictures) == len(times):
+                    break
+        return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
 
 
-def _shown(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Each frame, and the time in seconds at which the next one takes its place."""
-    tick = float(stream.time_base or 0)
-    before: tuple[int, av.VideoFrame] | None = None
-    for at, frame in _frames(container, stream):
+def _shown(video: Video, ticks: list[float]) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Each frame, and the tick at which the next one takes its place."""
+    before: tuple[float, av.VideoFrame] | None = None
+    for at, frame in _frames(video, ticks):
         if before is not None:
-            yield before[1], at * tick
+            yield before[1], at
         before = at, frame
     if before is None:
-        raise DataError(NO_FRAME)
+        raise NothingError
     at, last = before
-    yield last, at * tick + (last.duration * tick or 1 / float(stream.average_rate or 25))
+    # One tick of Matroska's or FLV's milliseconds stands for no duration.
+    lasts = last.duration if last.duration > 1 else video.frame_ticks
+    yield last, math.inf if video.cut_short else at + lasts
 
 
-def _picture(frame: av.VideoFrame, size: int) -> Clip:
-    scale = size / min(frame.width, frame.height)
-    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
-    image = cast(Clip, frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
-    left, top = (width - size) // 2, (height - size) // 2
-    image = image[top : top + size, left : left + size]
-    return np.rot90(image, frame.rotation // 90) if frame.rotation else image
+def _frames(video: Video, ticks: list[float]) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Ascending presentation times and frames. Of frames that are not on screen at any of `ticks`
+    some or all may be left out.
+    """
+    codec = video.codec
+    # Exact for H.264: no other frame may refer to what is marked there as no reference. Fields
+    # are left alone, of which a pair may be half a reference.
+    skips = codec.name == "h264" and codec.field_order in (UNKNOWN, PROGRESSIVE)
+    last = expected = -math.inf
+    for packet, needed in _packets(video, ticks):
+        if skips:
+            codec.skip_frame = "DEFAULT" if needed or not video.begun else "NONREF"
+        try:
+            decoded = codec.decode(packet)
+        except av.error.FFmpegError as error:
+            check_size(codec.width, codec.height, video.limits.megapixels)
+            if isinstance(error, MemoryError):
+                raise
+            if video.begun:
+                seconds = (expected - video.origin) * video.tick
+                raise DataError(f"is broken {seconds:.1f} s in ({error.strerror})") from None
+            continue  # the recording may begin between keyframes
+        for frame in decoded:
+            check_size(frame.width, frame.height, video.limits.megapixels)
+            at: float | None = frame.pts
+            if video.by_dts:
+                at = None if frame.dts is None else frame.dts - codec.reorder_depth
+            if video.sought and not video.begun and (at is None or at > ticks[0] + video.slack):
+                raise _Missed
+            if at is None:
+                at = max(expected, video.origin)
+            video.begun = True
+            if at >= last:
+                last, expected = at, at + (frame.duration or video.frame_ticks)
+                yield at, frame
+
+
+def _packets(
+    video: Video, ticks: list[float]
+) -> Iterator[tuple[av.Packet[av.VideoStream] | None, bool]]:
+    """Packets in decoding order, and whether their frames are on screen at any of `ticks`; at the
+    end None, which drains the decoder. Ends where all that follows comes after the last of `ticks`.
+    """
+    ahead: deque[av.Packet[av.VideoStream]] = deque()
+    starts: list[int] = []  # of all frames so far, sorted
+    timed = not video.by_dts  # whether every packet has its time
+    headless = video.sought  # decoders make grey out of what follows on nothing
+
+    def needed(packet: av.Packet[av.VideoStream]) -> bool:
+        if not timed or packet.pts is None:
+            return True
+        following = bisect_right(starts, packet.pts)
+        if following == len(starts):
+            return True
+        until = starts[following]
+        return bisect_left(ticks, packet.pts - video.slack) < bisect_left(
+            ticks, until - video.slack
+        )
+
+    for packet in video.container.demux(video.stream):
+        if not packet.size:  # PyAV's last, or a repetition of the frame before
+            continue
+        headless = headless and not packet.is_keyframe
+        if headless:
+            continue
+        if not video.begun and packet.has_sidedata("encryption_info"):
+            raise DataError(ENCRYPTED)
+        ahead.append(packet)
+        if packet.pts is None:
+            timed = False
+        elif not packet.is_discard:
+            insort(starts, packet.pts)
+        # No frame is shown before it is decoded.
+        if timed and video.begun and ticks and (packet.dts or 0) > ticks[-1] + video.slack:
+            while ahead and not needed(ahead[-1]):
+                ahead.pop()
+            video.cut_short = True
+            break
+        if len(ahead) > LOOKAHEAD:
+            yield ahead[0], needed(ahead.popleft())
+    for packet in ahead:
+        yield packet, needed(packet)
+    yield None, True

@@ -1,85 +1,133 @@
-"""The plan's positions to decoded clips, with substitutes for the ones that cannot be decoded.
+"""Spans of the catalogue to decoded clips, by way of the cache and of the sandbox.
 
 Knows neither torch nor Ray: a decode actor starts as fast as these imports.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raygen.config import DataConfig
-from raygen.data import decode, store
-from raygen.data.cache import ClipCache
+from raygen.data import clipstore
+from raygen.data import plan as plans
 from raygen.data.catalog import Catalogue
-from raygen.data.plan import Plan
-from raygen.errors import DataError, StorageError
+from raygen.data.clipstore import ClipStore
+from raygen.data.plan import Span
+from raygen.data.sandbox import Refusal, Request, Sandbox
 
-SUBSTITUTES = 32
+_COLUMNS = ("uri", "etag", "offset", "bytes", "duration", "cuts", "width", "height")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What some spans came to: columns of the clips that decoded, rows that did not, and why.
+
+    columns: clip uint8 [n, T, H, W, 3], label int64 [n], position int64 [n], row int64 [n],
+    fetch_s and decode_s float32 [n].
+    """
+
+    columns: dict[str, NDArray[Any]]
+    refused: Mapping[int, str]
 
 
 class Decoder:
-    """Positions to clips; holds the catalogue, the plan and a cache of short videos."""
+    """Decodes clips of one catalogue; close it to end its child process."""
 
-    def __init__(self, catalogue: Catalogue, plan: Plan, config: DataConfig) -> None:
+    def __init__(self, catalogue: Catalogue, config: DataConfig) -> None:
         self.table = catalogue.table
-        classes = {name: i for i, name in enumerate(catalogue.classes)}
-        self.labels = [classes[label] for label in self.table["label"].to_pylist()]
-        self.plan = plan
+        self.labels = catalogue.labels()
         self.config = config
-        self.cache = ClipCache(config.cache_mb << 20)
+        self.sandbox = Sandbox(config)
+        cache = config.cache
+        self.kept = ClipStore(cache.uri, int(cache.gb * 1e9)) if cache.uri else None
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Column `position` to columns clip, label, planned and reason, as `row` gives them."""
-        rows = [self.row(int(position)) for position in batch["position"]]
-        clips, labels, planned, reasons = zip(*rows, strict=True)
-        return {
-            "clip": np.stack(clips),
-            "label": np.array(labels, np.int64),
-            "planned": np.array(planned, np.int64),
-            "reason": np.array(reasons, dtype=object),
-        }
+    def decode(self, wanted: Mapping[int, Span]) -> Decoded:
+        """The clips of the spans, each under its position.
 
-    def row(self, position: int) -> tuple[decode.Clip, int, int, str]:
-        """(clip, its label, the row that was planned, why that one was refused or "")."""
-        planned, refusal = self.plan.span(position).index, ""
-        for attempt in range(SUBSTITUTES):
-            span = self.plan.span(position + attempt)
-            try:
-                return self.clip(span.index, span.start), self.labels[span.index], planned, refusal
-            except (DataError, StorageError) as error:
-                refusal = refusal or str(error)
-        raise DataError(
-            f"{SUBSTITUTES} clips in a row cannot be decoded, the first: "
-            f"{self.table['uri'][planned].as_py()} {refusal}"
-        )
-
-    def clip(self, index: int, start: float) -> decode.Clip:
-        """The clip of row `index` that begins at `start` in [0, 1) of its spare time.
-
-        Raises DataError or StorageError.
+        Raises AccessError where the storage as a whole is out of reach.
         """
+        requests = {p: self._request(span) for p, span in wanted.items()}
         config = self.config
-        uri, seconds = (self.table[name][index].as_py() for name in ("uri", "duration"))
-        total = decode.frame_count(seconds, config.fps)
-        first = int(start * (total - config.frames + 1))
-        if total * config.size * config.size * 3 > self.cache.limit // 8:
-            return decode.decode(
-                store.read_bytes(uri),
-                start=first / config.fps,
-                frames=config.frames,
-                fps=config.fps,
-                size=config.size,
-            )
-        whole = self.cache.get(
-            uri,
-            lambda: decode.decode_all(
-                store.read_bytes(uri), fps=config.fps, size=config.size, seconds=seconds
-            ),
+        clips = np.empty((len(wanted), config.frames, config.size, config.size, 3), np.uint8)
+        made = self._make(list(requests.values()), clips)
+        good = [i for i, result in enumerate(made) if not isinstance(result, str)]
+        seconds = np.array([made[i] for i in good], np.float32).reshape(-1, 2)
+        rows = np.array([span.row for span in wanted.values()], np.int64)
+        refused = {
+            int(row): result
+            for row, result in zip(rows, made, strict=True)
+            if isinstance(result, str)
+        }
+        whole = len(good) == len(wanted)
+        return Decoded(
+            {
+                "clip": clips if whole else clips[good],
+                "label": self.labels[rows[good]].astype(np.int64),
+                "position": np.array(list(wanted), np.int64)[good],
+                "row": rows[good],
+                "fetch_s": seconds[:, 0],
+                "decode_s": seconds[:, 1],
+            },
+            refused,
         )
-        if len(whole) < config.frames:
-            raise DataError(f"holds {len(whole)} frames of the {total} that its header promises")
-        first = min(first, len(whole) - config.frames)
-        return whole[first : first + config.frames]
+
+    def close(self) -> None:
+        """Ends the child process, and writes out what it made for the cache."""
+        self.sandbox.close()
+        if self.kept is not None:
+            self.kept.close()
+
+    def _make(
+        self, requests: Sequence[Request], clips: NDArray[np.uint8]
+    ) -> list[tuple[float, float] | str]:
+        """Fills `clips`; of each the seconds that fetching and decoding took, or why it failed."""
+        if self.kept is None:
+            return self._decode(requests, range(len(requests)), clips)
+        config, began = self.config, time.monotonic()
+        keys = []
+        for r in requests:
+            first = clipstore.first_of(r.start, r.low, r.high, config)
+            keys.append(clipstore.key(r.uri, r.etag, r.offset, first, config, r.crop))
+        found = self.kept.get_many(keys)
+        each = (time.monotonic() - began) / max(1, len(found))
+        for i, key in enumerate(keys):
+            if key in found:
+                clips[i] = found[key]
+        missing = [i for i, key in enumerate(keys) if key not in found]
+        made = self._decode([requests[i] for i in missing], missing, clips)
+        for i, result in zip(missing, made, strict=True):
+            if not isinstance(result, str):
+                self.kept.put(keys[i], clips[i])
+        results = dict(zip(missing, made, strict=True))
+        return [results.get(i, (each, 0.0)) for i in range(len(requests))]
+
+    def _decode(
+        self, requests: Sequence[Request], places: Sequence[int], clips: NDArray[np.uint8]
+    ) -> list[tuple[float, float] | str]:
+        made: list[tuple[float, float] | str] = []
+        for place, result in zip(places, self.sandbox.decode(requests), strict=True):
+            if isinstance(result, Refusal):
+                made.append(result.reason)
+            else:
+                clips[place] = result.clip_THWC
+                made.append((result.fetch_s, result.decode_s))
+        return made
+
+    def _request(self, span: Span) -> Request:
+        uri, etag, offset, size, seconds, cuts, width, height = (
+            self.table[name][span.row].as_py() for name in _COLUMNS
+        )
+        clip_seconds = self.config.frames / self.config.fps
+        low, high, start = plans.shot(cuts or (), seconds, clip_seconds, span.start)
+        if self.kept is not None:
+            # Only clips that begin on the cache's grid are ever met again.
+            start = clipstore.snap(start, low, high, self.config)
+        # A square has no room to move in, and the sandbox keeps what is cut at the centre.
+        crop = plans.CENTRE if width == height else span.crop
+        return Request(uri, etag, offset, size, seconds, start, crop, low, high)

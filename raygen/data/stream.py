@@ -1,152 +1,235 @@
-"""Catalogue -> Ray Dataset -> batches of clips, in the order that the plan fixes.
+"""Catalogue -> Ray Dataset -> global batches, each good clip of an epoch exactly once.
 
-Each worker streams the positions that are its own: Ray Data carries them to decode actors and the
-clips back, bounded by its own backpressure. A clip that cannot be decoded becomes an error row;
-the next one of the plan that can takes its place in the batch.
+One pipeline of Ray Data serves the whole training. The dealer, an actor, runs it and deals its
+blocks out: a global batch is the next clips of the plan that could be decoded, and each worker
+gets references to its share, so no clip passes through the dealer itself. Left to its own
+backpressure, Ray Data decodes until the object store is full and then polls, both on the
+trainer's cores; here a decoder asks the dealer before it goes ahead, and waits for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterable, Iterator
+import itertools
+import threading
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
-import torch
 from numpy.typing import NDArray
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
-from torch import Tensor
+from ray.util import metrics
 
 from raygen.config import DataConfig
 from raygen.data.catalog import Catalogue
+from raygen.data.dealing import Deal, Dealing, Piece
 from raygen.data.decoder import Decoder
-from raygen.data.plan import Plan, positions
+from raygen.data.plan import Plan, Weights, balanced
+from raygen.errors import AccessError, DataError
 
 # A task carries about this many bytes of clips: enough to hide its cost, little to wait for.
 TASK_BYTES = 4 << 20
-# How many tasks the decoders may run ahead of the trainer.
-AHEAD_TASKS = 8
 # Tasks of one execution of Ray Data, which holds them all.
-TASKS = 128
+TASKS = 1024
+# So many clips in a row without a good one, or a whole epoch, end the training.
+HOPELESS = 256
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One worker's share of a global batch.
+class Feed:
+    """What is streamed: clips in the order of `plan`, from position `cursor` on.
 
-    clips: uint8 [B, T, H, W, 3]; labels: int64 [B]; refused: catalogue row -> reason.
+    `refused` are rows (and why) that the run could not decode before.
     """
 
-    clips: Tensor
-    labels: Tensor
-    refused: dict[int, str]
+    plan: Plan
+    config: DataConfig
+    batch_size: int
+    world_size: int
+    cursor: int
+    refused: Mapping[int, str]
+
+    @property
+    def each(self) -> int:
+        """Clips that one task decodes."""
+        return max(1, TASK_BYTES // self._clip_bytes)
+
+    @property
+    def ahead(self) -> int:
+        """Clips that may be decoded, or be decoding, before the workers take them."""
+        # Enough that every decoder has a task while another waits for the workers.
+        least = self.batch_size + 2 * self.each * self.config.decoders * self.world_size
+        return max(least, (self.config.ahead_mb << 20) // self._clip_bytes)
+
+    @property
+    def _clip_bytes(self) -> int:
+        return self.config.frames * self.config.size * self.config.size * 3
 
 
-class _Pace:
-    """An actor that lets the reader of positions go no further than `ahead` of the trainer.
-
-    Left to its own backpressure, Ray Data decodes until the object store is full, and then polls:
-    both on the trainer's cores. A reader that waits costs nothing.
-    """
-
-    def __init__(self, step: int, ahead: int) -> None:
-        self.step, self.ahead = step, ahead
-        self.moved = asyncio.Condition()
-
-    async def reach(self, step: int) -> None:
-        """The trainer is at `step`."""
-        async with self.moved:
-            self.step = step
-            self.moved.notify_all()
-
-    async def until_near(self, step: int) -> None:
-        """Returns once the trainer is near enough to `step`."""
-        async with self.moved:
-            await self.moved.wait_for(lambda: step <= self.step + self.ahead)
+def plan_of(catalogue: Catalogue, config: DataConfig, seed: int) -> Plan:
+    """The order that `data.sampling` and `data.crop` ask for."""
+    weights = None
+    if config.sampling == "balanced":
+        weights = balanced(catalogue.labels())
+    elif config.sampling == "weighted":
+        weights = Weights(catalogue.weights())
+    return Plan(len(catalogue), seed, weights, random_crop=config.crop == "random")
 
 
-class _Positions(Datasource):  # type: ignore[misc]
-    """Rows of positions, made where they are read (`from_arrow` would wait for a free CPU)."""
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of a global batch; `refused` are rows newly found to be bad."""
 
-    def __init__(
-        self, steps: range, rank: int, world_size: int, batch_size: int, each: int, pace: Any
-    ) -> None:
-        self.steps, self.rank, self.world_size = steps, rank, world_size
-        self.batch_size, self.each, self.pace = batch_size, each, pace
-
-    def estimate_inmemory_data_size(self) -> int:
-        return len(self.steps) * self.batch_size // self.world_size * 8
-
-    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        share, pace = (self.rank, self.world_size, self.batch_size), self.pace
-
-        def task(steps: range) -> ReadTask:
-            def read() -> Iterable[pa.Table]:
-                ray.get(pace.until_near.remote(steps.start))
-                rows = np.concatenate([np.array(positions(step, *share)) for step in steps])
-                yield pa.table({"position": rows})
-
-            count = len(steps) * self.batch_size // self.world_size
-            return ReadTask(read, BlockMetadata(count, count * 8, None, None))
-
-        return [task(self.steps[i : i + self.each]) for i in range(0, len(self.steps), self.each)]
+    pieces: tuple[Piece, ...]
+    cursor: int
+    refused: Mapping[int, str]
 
 
-def batches(
-    catalogue: Catalogue,
-    plan: Plan,
-    config: DataConfig,
-    *,
-    steps: range,
-    rank: int,
-    world_size: int,
-    batch_size: int,
-) -> Iterator[Batch]:
-    """This worker's share of the global batches `steps`, in order.
+class Dealer:
+    """An asyncio actor; `share` waits for a batch, the other methods are its decoders'."""
 
-    Raises DataError where nothing decodes any more.
-    """
-    share = batch_size // world_size
-    clip_bytes = config.frames * config.size * config.size * 3
-    each = max(1, math.ceil(TASK_BYTES / (share * clip_bytes)))
+    def __init__(self, catalogue: Catalogue, feed: Feed) -> None:
+        self.catalogue = catalogue
+        self.feed = feed
+        self.dealing = Dealing(feed.cursor, feed.batch_size, feed.each, feed.ahead)
+        self.dealing.refused.update(feed.refused)
+        self.failure: Exception | None = None
+        self.changed = asyncio.Condition()
+        self.deals: dict[int, tuple[Deal, dict[int, str]]] = {}
+        self.taken = [0] * feed.world_size
+        self.next_deal = 0
+        self.told: set[int] = set(feed.refused)
+        self.fruitless = 0
+        self.clips = metrics.Counter("raygen_data_clips_total", "clips decoded")
+        self.losses = metrics.Counter("raygen_data_refused_total", "clips that did not decode")
+
+    async def open(self) -> None:
+        """Begins to decode; called once."""
+        loop, me = asyncio.get_running_loop(), ray.get_runtime_context().current_actor
+        threading.Thread(target=self._run, args=(loop, me), daemon=True).start()
+
+    async def share(self, rank: int, number: int) -> Share:
+        """The rank's share of batch `number`, counted from this dealer's first. Raises RaygenError.
+
+        Every rank asks for every number once, in order.
+        """
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.failure or self._dealt(number))
+            if number not in self.deals:
+                assert self.failure is not None
+                raise self.failure
+            deal, refused = self.deals[number]
+            self.taken[rank] = number + 1
+            for old in [n for n in self.deals if n < min(self.taken)]:
+                del self.deals[old]
+            self.changed.notify_all()
+        return Share(deal.share(rank, self.feed.world_size), deal.cursor, refused)
+
+    async def start(self, first: int) -> set[int]:
+        """Returns once the task at `first` may decode: the rows that need not be tried."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.dealing.may_start(first))
+            return set(self.dealing.refused)
+
+    async def decoded(self, first: int, good: list[int], refused: dict[int, str]) -> None:
+        """A task's verdict, before its block is returned."""
+        for counter, count in ((self.clips, good), (self.losses, refused)):
+            if count:
+                counter.inc(len(count))
+        async with self.changed:
+            self.dealing.decoded(first, good, refused)
+            self.fruitless = 0 if good else self.fruitless + self.feed.each
+            if self.fruitless >= min(HOPELESS, max(len(self.catalogue), self.feed.each)):
+                row, reason = next(iter(self.dealing.refused.items()))
+                uri = self.catalogue.table["uri"][row].as_py()
+                self.failure = DataError(
+                    f"{self.fruitless} clips in a row cannot be decoded, the first: {uri} {reason}"
+                )
+            self.changed.notify_all()
+
+    async def held(self) -> int:
+        """Clips decoded, or being decoded, that no worker has taken."""
+        return self.dealing.held
+
+    async def fail(self, error: Exception) -> None:
+        """Ends the stream for every worker."""
+        async with self.changed:
+            self.failure = self.failure or error
+            self.changed.notify_all()
+
+    def _dealt(self, number: int) -> bool:
+        while self.next_deal <= number and (deal := self.dealing.deal()) is not None:
+            refused = self.dealing.refused
+            new = {row: why for row, why in refused.items() if row not in self.told}
+            self.told |= new.keys()
+            self.deals[self.next_deal] = deal, new
+            self.next_deal += 1
+        return number in self.deals
+
+    def _run(self, loop: asyncio.AbstractEventLoop, me: Any) -> None:
+        def tell(call: Coroutine[Any, Any, None]) -> None:
+            asyncio.run_coroutine_threadsafe(call, loop).result()
+
+        try:
+            table = ray.put(self.catalogue.table)
+            for first in itertools.count(self.feed.cursor, TASKS * self.feed.each):
+                dataset = _dataset(first, self.feed, table, me)
+                for bundle in dataset.iter_internal_ref_bundles():
+                    for block in bundle.blocks:
+                        tell(self._arrived(block.ref, block.metadata.num_rows))
+        except Exception as error:
+            tell(self.fail(error))
+
+    async def _arrived(self, ref: Any, rows: int) -> None:
+        async with self.changed:
+            self.dealing.arrived(ref, rows)
+            self.changed.notify_all()
+
+
+def _dataset(first: int, feed: Feed, table: Any, dealer: Any) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    pace = ray.remote(num_cpus=0)(_Pace).remote(steps.start, AHEAD_TASKS * each)
-    for first in range(0, len(steps), each * TASKS):
-        part = steps[first : first + each * TASKS]
-        dataset = ray.data.read_datasource(
-            _Positions(part, rank, world_size, batch_size, each, pace),
-            # One reader is plenty. Neither it nor the decoders reserve a CPU of their own: they
-            # share those that their worker has reserved.
-            ray_remote_args={"num_cpus": 0},
-            concurrency=1,
-        ).map_batches(
-            Decoder,
-            fn_constructor_args=(catalogue, plan, config),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=config.decoders),
-            num_cpus=0,
-        )
-        received = dataset.iter_torch_batches(
-            batch_size=share, prefetch_batches=2, drop_last=False, collate_fn=_collate
-        )
-        for step, batch in zip(part, received, strict=True):
-            if step % each == 0:
-                pace.reach.remote(step)
-            yield batch
+    tasks = range(first, first + TASKS * feed.each, feed.each)
+    # The first position of each task, a block a task. The blocks are made here: reading them
+    # would take a CPU, and the workers may have reserved all. The decoders share theirs.
+    return ray.data.from_blocks([pa.table({"first": [first]}) for first in tasks]).map_batches(
+        _Decode,
+        fn_constructor_args=(feed, table, dealer),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=feed.config.decoders * feed.world_size),
+        num_cpus=0,
+    )
 
 
-def _collate(columns: dict[str, NDArray[Any]]) -> Batch:
-    refused = {
-        int(row): str(reason)
-        for row, reason in zip(columns["planned"], columns["reason"], strict=True)
-        if reason
-    }
-    return Batch(torch.from_numpy(columns["clip"]), torch.from_numpy(columns["label"]), refused)
+class _Decode:
+    """The stage that decodes a task, and tells the dealer what came of it."""
+
+    def __init__(self, feed: Feed, table: Any, dealer: Any) -> None:
+        self.decoder = Decoder(Catalogue(ray.get(table)), feed.config)
+        self.plan, self.each = feed.plan, feed.each
+        self.dealer = dealer
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        (first,) = batch["first"].tolist()
+        known_bad = ray.get(self.dealer.start.remote(first))
+        spans = {p: self.plan.span(p) for p in range(first, first + self.each)}
+        wanted = {p: span for p, span in spans.items() if span.row not in known_bad}
+        try:
+            decoded = self.decoder.decode(wanted)
+        except AccessError as error:
+            ray.get(self.dealer.fail.remote(error))
+            raise
+        good = decoded.columns["position"].tolist()
+        ray.get(self.dealer.decoded.remote(first, good, dict(decoded.refused)))
+        return decoded.columns
+
+
+def start_dealer(catalogue: Catalogue, feed: Feed) -> Any:
+    """The handle of a dealer that lives as long as the process that calls this."""
+    dealer = ray.remote(num_cpus=0)(Dealer).remote(catalogue, feed)
+    dealer.open.remote()
+    return dealer

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from raygen import video
 from raygen.config import Config
-from raygen.data import catalog, store, synthetic
+from raygen.data import store, synthetic
+from raygen.data.scan import scan
 from raygen.demo import BUCKET, loopback_s3
 from raygen.evaluate import evaluate_run
 from raygen.export import generator_of
@@ -80,7 +81,7 @@ def upload(uri: str, folder: str | None) -> str:
             store.write_bytes(
                 store.join(uri, item.uri.removeprefix(root)), store.read_bytes(item.uri)
             )
-    catalog.scan(uri).write(f"s3://{BUCKET}/catalogue.parquet")
+    scan(uri).write(f"s3://{BUCKET}/catalogue.parquet")
     return f"s3://{BUCKET}/catalogue.parquet"
 
 

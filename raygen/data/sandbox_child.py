@@ -1,0 +1,271 @@
+"""The process that decodes for a Sandbox, which starts it; it ends when its parent does.
+
+Imports no more than decoding needs, and what reads storage only once a video lies there. Short
+videos are decoded whole and kept; of long ones the span that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from errno import ENOMEM
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from raygen.data import decode
+from raygen.data.cache import ClipCache
+from raygen.data.frames import Clip
+from raygen.data.sandbox import OUT_OF_MEMORY, Request, Settings, Slab, Work
+from raygen.errors import AccessError, DataError, ObjectChanged, StorageError
+
+# Videos fetched ahead of the one being decoded: so many, and together so large.
+AHEAD = 4
+AHEAD_BYTES = 32 << 20
+# Address space for fetching, beyond the videos' own: threads, connections, the client's tables.
+FETCHING_BYTES = 128 << 20
+
+
+def main() -> None:
+    """`python -m raygen.data.sandbox_child PIPE SLAB SETTINGS`: two inherited descriptors, JSON."""
+    # Ctrl-C goes to every process at the terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe, fd = Connection(int(sys.argv[1])), int(sys.argv[2])
+    child = Child(Settings(**json.loads(sys.argv[3])), fd, pipe)
+    inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
+    try:
+        while True:
+            child.work(inbox.get())
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+def _receive(pipe: Connection, inbox: queue.SimpleQueue[Work]) -> None:
+    """Puts what the parent sends into `inbox`, and ends this process when the parent is gone.
+
+    The kernel's signal for that (PR_SET_PDEATHSIG) comes at the end of the thread that started
+    this process, which may be long before its parent's.
+    """
+    try:
+        while True:
+            inbox.put(pipe.recv())
+    finally:
+        os._exit(0)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that was looked at ahead of its turn.
+
+    whole: its video, where that is kept already; fetching: its bytes, where they must be fetched.
+    """
+
+    index: int
+    request: Request
+    whole: Clip | None
+    fetching: Future[bytes] | None
+
+
+class Child:
+    """Requests to clips in the slab; holds the cache of short videos."""
+
+    def __init__(self, settings: Settings, fd: int, pipe: Connection) -> None:
+        self.settings, self.fd, self.pipe = settings, fd, pipe
+        self.slab = Slab(fd, 1, settings.frames, settings.size)
+        self.cache = ClipCache(settings.cache_bytes)
+        self.limits = decode.Limits(megapixels=settings.megapixels)
+        self.fetchers: ThreadPoolExecutor | None = None
+        self.start_bytes = self.limit_bytes = _address_space()
+
+    def work(self, work: Work) -> None:
+        """Decodes what can be and refuses the rest, and tells the parent.
+
+        Stops where the storage as a whole is out of reach. Raises MemoryError where a clip needs
+        more than it may have.
+        """
+        if work.slots != self.slab.slots:
+            self.slab = Slab(self.fd, work.slots, self.settings.frames, self.settings.size)
+        self._limit_memory(work)
+        slot = work.slot
+        for job in self._jobs(work):
+            row = self.slab.progress[job.index]
+            row["begun"] = time.monotonic()
+            try:
+                source = _source(job)
+                row["fetched"] = time.monotonic()
+                self.slab.clips_NTHWC[slot] = self._clip(job, source)
+                slot += 1
+            except AccessError as error:
+                self.pipe.send(("access", str(error), error.uri))
+                return
+            # FFmpeg and its binding raise all sorts of things over a broken file.
+            except Exception as error:
+                if self._out_of_memory(error):
+                    raise MemoryError from None
+                self.pipe.send(("refused", job.index, _reason(error)))
+            row["done"] = time.monotonic()
+        self.pipe.send(("end",))
+
+    def _clip(self, job: _Job, source: bytes | str) -> Clip:
+        """Raises DataError."""
+        request, settings = job.request, self.settings
+        # Frames are counted from the video's beginning at the rate asked for.
+        low = math.ceil(request.low * settings.fps - 1e-3)
+        spare = decode.frame_count(request.high, settings.fps) - low - settings.frames
+        first = low + int(request.start * (max(spare, 0) + 1))
+        if not self._is_short(request):
+            return decode.decode(
+                source,
+                start=first / settings.fps,
+                frames=settings.frames,
+                fps=settings.fps,
+                size=settings.size,
+                crop=request.crop,
+                limits=self.limits,
+            )
+        whole = job.whole
+        if whole is None:
+            whole = self.cache.get(
+                _key(request),
+                lambda: decode.decode_all(
+                    source,
+                    fps=settings.fps,
+                    size=settings.size,
+                    seconds=request.seconds,
+                    limits=self.limits,
+                ),
+            )
+        if len(whole) < settings.frames:
+            promised = decode.frame_count(request.seconds, settings.fps)
+            raise DataError(f"holds {len(whole)} frames of the {promised} that its header promises")
+        first = min(first, len(whole) - settings.frames)
+        return whole[first : first + settings.frames]
+
+    def _is_short(self, request: Request) -> bool:
+        """Whether its video is decoded whole and kept: one in eight of the cache, at the most.
+
+        A crop of its own for each clip leaves nothing to keep.
+        """
+        frames = decode.frame_count(request.seconds, self.settings.fps)
+        size = frames * self.settings.size**2 * 3
+        return request.crop == decode.CENTRE and size <= self.cache.limit // 8
+
+    def _jobs(self, work: Work) -> Iterator[_Job]:
+        """The requests in order, each with its bytes on their way before its turn."""
+        coming = deque(work.requests)
+        jobs: deque[_Job] = deque()
+        while coming or jobs:
+            present = jobs.popleft() if jobs else self._job(*coming.popleft())
+            held = sum(job.request.bytes for job in jobs if job.fetching)
+            while coming and len(jobs) < AHEAD and held + coming[0][1].bytes <= AHEAD_BYTES:
+                jobs.append(self._job(*coming.popleft()))
+                held += jobs[-1].request.bytes
+            yield present
+
+    def _job(self, index: int, request: Request) -> _Job:
+        whole = self._kept(request) if self._is_short(request) else None
+        fetching = None
+        if whole is None and request.fetched and self.fetchers:
+            fetching = self.fetchers.submit(_fetch, request)
+        return _Job(index, request, whole, fetching)
+
+    def _kept(self, request: Request) -> Clip | None:
+        def absent() -> Clip:
+            raise KeyError
+
+        try:
+            return self.cache.get(_key(request), absent)
+        except KeyError:
+            return None
+
+    def _limit_memory(self, work: Work) -> None:
+        """Gives decoding its share of address space, and all else that is held its own."""
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        largest = max((r.bytes for _, r in work.requests if r.fetched), default=None)
+        if largest is not None and self.fetchers is None:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            before = _address_space()
+            from raygen.data import store  # noqa: F401
+
+            self.start_bytes += _address_space() - before
+            self.fetchers = ThreadPoolExecutor(AHEAD)
+        held = self.slab.nbytes + self.settings.cache_bytes
+        if largest is not None:
+            # A body is held twice while its parts are joined.
+            held += FETCHING_BYTES + 2 * max(AHEAD_BYTES, largest)
+        self.limit_bytes = self.start_bytes + held + self.settings.memory_bytes
+        if hard != resource.RLIM_INFINITY:
+            self.limit_bytes = min(self.limit_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (self.limit_bytes, hard))
+
+    def _out_of_memory(self, error: Exception) -> bool:
+        """Whether there was no memory to be had, behind whatever `error` says.
+
+        FFmpeg's decoders call a frame that they found no room for invalid data. It may have been
+        an earlier clip that took so much: this one gets a second chance, in a process of its own.
+        """
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == ENOMEM:
+                return True
+            cause = cause.__context__
+        if isinstance(error, StorageError):
+            return False
+        return _address_space("VmPeak") > self.limit_bytes - self.settings.memory_bytes // 2
+
+
+def _fetch(request: Request) -> bytes:
+    """Raises StorageError."""
+    from raygen.data import store
+
+    return store.read_range(request.uri, request.offset, request.bytes, etag=request.etag)
+
+
+def _source(job: _Job) -> bytes | str:
+    """What to decode from; nothing where the video is kept. Raises StorageError."""
+    if job.whole is not None:
+        return b""
+    if job.fetching:
+        return job.fetching.result()
+    uri = job.request.uri
+    try:
+        # pathlib's costs 20 us more, each time, in caches that decoding has emptied.
+        stat = os.stat(uri)  # noqa: PTH116
+    except OSError as error:
+        raise StorageError(f"cannot read {uri}: {error.strerror}", uri) from None
+    if f"{stat.st_mtime_ns:x}-{stat.st_size:x}" != job.request.etag:
+        raise ObjectChanged(
+            f"{uri} was replaced since it was scanned; run `raygen data scan` again", uri
+        )
+    return uri
+
+
+def _key(request: Request) -> str:
+    return f"{request.uri}\t{request.offset}\t{request.etag}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataError | StorageError):
+        return str(error)
+    return f"fails in the decoder ({type(error).__name__}: {' '.join(str(error).split())})"
+
+
+def _address_space(field: str = "VmSize") -> int:
+    """Bytes of address space that this process takes, or at the most took (VmPeak)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) << 10
+
+
+if __name__ == "__main__":
+    main()
