@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_cli.app, name="data")
-console = Console()
+console = Console(emoji=False)
 
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
@@ -42,7 +42,8 @@ def main() -> None:
     try:
         app()
     except RaygenError as error:
-        Console(stderr=True, soft_wrap=True).print(f"raygen: {error}", style="bold", markup=False)
+        failure = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
+        failure.print(f"raygen: {error}", style="bold")
         sys.exit(error.exit_code)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from raygen.errors import ConfigError
 
 app = typer.Typer(help="Clips: render, list, probe and inspect them.", no_args_is_help=True)
-console = Console()
+console = Console(emoji=False)
 
 MISSING_SHOWN = 3
 

@@ -15,7 +15,7 @@ from raygen.metrics import Evaluation
 
 LOG_EVERY_S = 20.0
 
-console = Console()
+console = Console(emoji=False)
 
 
 def judgement(evaluation: Evaluation) -> Table:

@@ -13,9 +13,12 @@ from tests.conftest import user_environment
 from tests.small_runs import make_run
 
 
-def raygen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def raygen(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "raygen", *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
@@ -103,6 +106,34 @@ def test_a_checkpoint_of_another_model(shapes: Path, tmp_path: Path) -> None:
     overrides = [f"data.uri={shapes}", f"storage={tmp_path}", "name=mine", "model.kind=conv3d"]
     result = raygen("train", "tiny", *overrides)
     refused(result, 1, "has a checkpoint of step 20 with .*=.*, but this command says")
+
+
+def test_a_split_that_no_video_is_of(shapes: Path) -> None:
+    result = raygen("train", "tiny", f"data.uri={shapes}", "data.split=trian")
+    refused(result, 1, "no video at .* is of the split 'trian'")
+
+
+def test_a_cache_that_could_never_be_hit(shapes: Path) -> None:
+    overrides = [f"data.uri={shapes}", "data.cache.uri=cache", "data.crop=random"]
+    refused(raygen("train", "tiny", *overrides), 2, "data: crop=random never meets")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["scan", "CLIPS", "-o", "cat.txt"], 2, "must end in .parquet"),
+        (["scan", "CLIPS", "-o", "c.parquet", "--labels", "ucf:x"], 2, "must be one of folders, "),
+        (["scan", "CLIPS/none", "-o", "c.parquet"], 1, "no folder at "),
+        (["inspect", "CLIPS/none.parquet"], 1, "cannot read .*none.parquet"),
+        (["materialize", "CLIPS", "tiny"], 2, "data.cache.uri is empty"),
+    ],
+)
+def test_what_data_commands_are_given_by_mistake(
+    arguments: list[str], code: int, said: str, shapes: Path, tmp_path: Path
+) -> None:
+    given = [argument.replace("CLIPS", str(shapes)) for argument in arguments]
+    refused(raygen("data", *given, cwd=tmp_path), code, said)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
