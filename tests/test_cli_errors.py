@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -14,7 +16,7 @@ from tests.small_runs import make_run
 
 
 def raygen(
-    *arguments: str, cwd: Path | None = None, **environment: str
+    *arguments: str, cwd: Path = Path(), environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "raygen", *arguments],
@@ -22,7 +24,7 @@ def raygen(
         capture_output=True,
         text=True,
         timeout=120,
-        env={**user_environment(), **environment},
+        env=user_environment() | dict(environment),
     )
 
 
@@ -65,7 +67,7 @@ def test_no_credentials(s3: str, tmp_path: Path) -> None:
         "AWS_SHARED_CREDENTIALS_FILE": none,
         "AWS_CONFIG_FILE": none,
     }
-    result = raygen("train", "tiny", f"data.uri={s3}/clips", **environment)
+    result = raygen("train", "tiny", f"data.uri={s3}/clips", environment=environment)
     refused(result, 1, "no AWS credentials")
 
 

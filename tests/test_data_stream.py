@@ -136,11 +136,12 @@ def test_broken_clips_leave_an_epoch_of_the_others_once_each(copy: Path) -> None
 
 def test_a_killed_decode_actor_costs_no_clip(copy: Path) -> None:
     catalogue = scan.scan(str(copy))
-    # One clip a task: 200 of them are under way when the actor dies.
+    # Five clips a task: most of them are still to come when the actor dies.
     config = CONFIG.model_copy(update={"frames": 64, "fps": 90, "size": 128, "cache_mb": 0})
     with feeding(Feed(Plan(45, 3), config, 5, 1, 0, {}), catalogue) as [receiver]:
         consumed = [row for _ in range(3) for row in next(receiver).rows.tolist()]
-        [actor] = {p.pid for p in decode_actors()}
+        # Those of the tests before may not have ended yet.
+        actor = max(decode_actors(), key=psutil.Process.create_time).pid
         os.kill(actor, signal.SIGKILL)
         consumed += [row for _ in range(24) for row in next(receiver).rows.tolist()]
         assert actor not in {p.pid for p in decode_actors()}
@@ -179,16 +180,16 @@ def test_what_waits_for_a_slow_trainer_is_bounded(clips: Path) -> None:
             time.sleep(0.5)
             held.append(ray.get(receiver.dealer.held.remote()))
     # Ahead of the trainer, but no further than it may be: Ray would have gone on for ever.
-    assert held[-1] > 100 * feed.batch_size
+    assert held[-1] > 10 * feed.batch_size
     assert max(held) <= feed.ahead + feed.each
 
 
 def test_feeds_are_sized_by_bytes() -> None:
     feed = Feed(Plan(9, 0), DataConfig(frames=16, size=64), 16, 2, 0, {})
-    assert feed.each == 21
-    assert feed.ahead == 341
+    assert feed.each == 85
+    assert feed.ahead == 16 + 2 * 85 * 2
     large = Feed(Plan(9, 0), DataConfig(frames=64, size=512), 16, 2, 0, {})
-    assert (large.each, large.ahead) == (1, 20)
+    assert (large.each, large.ahead) == (1, 16 + 2 * 2)
 
 
 def test_no_process_is_left_behind(clips: Path) -> None:

@@ -64,12 +64,19 @@ class Dealing:
         """Clips that are decoded, or being decoded, and not dealt."""
         return len(self._under_way) * self.each + self._waiting
 
+    @property
+    def _in_order(self) -> int:
+        """Clips held that follow the cursor without a gap."""
+        return self._waiting - sum(map(len, self._verdicts.values()))
+
     def may_start(self, first: int) -> bool:
         """Whether the task that begins at `first` may decode now; it counts as begun then.
 
-        The task that comes next in order always may: the others wait for it.
+        What is held may all come after the next task in order. That one may start whenever the
+        workers could be waiting for it.
         """
-        if self.held < self.ahead or first <= self._next_task:
+        needed = first <= self._next_task and self._in_order < self.batch
+        if needed or self.held < self.ahead:
             self._under_way.add(first)
             return True
         return False

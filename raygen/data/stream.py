@@ -29,8 +29,9 @@ from raygen.data.decoder import Decoder
 from raygen.data.plan import Plan, Weights, balanced
 from raygen.errors import AccessError, DataError
 
-# A task carries about this many bytes of clips: enough to hide its cost, little to wait for.
-TASK_BYTES = 4 << 20
+# A task carries so many bytes or clips: enough to hide what Ray spends on it, little to wait for.
+TASK_BYTES = 16 << 20
+TASK_CLIPS = 256
 # Tasks of one execution of Ray Data, which holds them all.
 TASKS = 1024
 # So many clips in a row without a good one, or a whole epoch, end the training.
@@ -54,7 +55,7 @@ class Feed:
     @property
     def each(self) -> int:
         """Clips that one task decodes."""
-        return max(1, TASK_BYTES // self._clip_bytes)
+        return max(1, min(TASK_CLIPS, TASK_BYTES // self._clip_bytes))
 
     @property
     def ahead(self) -> int:

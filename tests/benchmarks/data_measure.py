@@ -189,4 +189,4 @@ def tree(pids: Iterable[int]) -> list[psutil.Process]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    return sum(times.user + times.system for times in (p.cpu_times() for p in tree(pids)))
+    return float(sum(times.user + times.system for times in (p.cpu_times() for p in tree(pids))))
