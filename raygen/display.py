@@ -68,8 +68,11 @@ def _figures(status: Status) -> str:
         else ""
     )
     refused = f"{status.refused} clips refused" if status.refused else ""
-    # Below that the decoders keep up.
-    starved = f"waiting for clips {status.starved:.0%}" if status.starved > 0.02 else ""
+    starved = ""
+    if status.starved > 0.02:  # below that the decoders keep up
+        fetch, decode = (status.losses.get(f"data/{what}_ms", 0) for what in ("fetch", "decode"))
+        costs = f"{fetch:.0f} ms to fetch, {decode:.0f} to decode one"
+        starved = f"{status.starved:.0%} waiting for clips ({costs})"
     parts = [
         f"{status.clips_per_s:.0f} clips/s",
         losses,

@@ -152,8 +152,11 @@ class _Worker:
         return _Verdict(fraction, stop=bool(stop) or fraction >= 1, failed=bool(failed))
 
     def _log(self, losses: dict[str, Tensor]) -> None:
-        names = sorted(losses)
-        values = torch.stack([losses[name].float().cpu() for name in names])
+        # One transfer to the CPU, and one reduction, for all of them.
+        names, data = sorted(losses), self.stream.figures()
+        values = torch.stack([losses[name].float() for name in names]).cpu()
+        values = torch.cat([values, torch.tensor(list(data.values()))])
+        names += data
         distributed.all_reduce(values, group=self.control)
         self.losses = dict(zip(names, (values / self.world_size).tolist(), strict=True))
         if self.reporter is not None:

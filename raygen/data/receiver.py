@@ -39,6 +39,15 @@ class Batch:
     decode_s: float
 
 
+@dataclass
+class _Totals:
+    began: float
+    clips: int = 0
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    waited_s: float = 0.0
+
+
 class Receiver:
     """Iterates over this worker's batches without end; a thread fetches `prefetch` ahead.
 
@@ -48,6 +57,7 @@ class Receiver:
 
     def __init__(self, dealer: Any, rank: int, prefetch: int) -> None:
         self.waited_s = 0.0
+        self._since = _Totals(time.monotonic())
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
         self.dealer, self._rank = dealer, rank
         self._pinned = torch.cuda.is_available()
@@ -62,7 +72,23 @@ class Receiver:
         self.waited_s += time.monotonic() - asked
         if isinstance(batch, Exception):
             raise batch
+        self._since.clips += len(batch.rows)
+        self._since.fetch_s += batch.fetch_s
+        self._since.decode_s += batch.decode_s
         return batch
+
+    def figures(self) -> dict[str, float]:
+        """Where the time went since the last call: milliseconds to fetch and to decode a clip, and
+        the share of time in which the trainer waited for clips.
+        """
+        then, now = self._since, time.monotonic()
+        self._since = _Totals(now, waited_s=self.waited_s)
+        clips = max(1, then.clips)
+        return {
+            "data/fetch_ms": 1000 * then.fetch_s / clips,
+            "data/decode_ms": 1000 * then.decode_s / clips,
+            "data/waiting": (self.waited_s - then.waited_s) / (now - then.began),
+        }
 
     def _receive(self) -> None:
         number = 0

@@ -37,6 +37,14 @@ TASKS = 1024
 # So many clips in a row without a good one, or a whole epoch, end the training.
 HOPELESS = 256
 
+COUNTED = {
+    "clips": "clips decoded",
+    "refused": "clips that did not decode",
+    "fetch_seconds": "time that decoding waited for S3 or the disk",
+    "decode_seconds": "time that decoding took",
+}
+"""Ray metrics of the decode actors, raygen_data_*_total."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -103,8 +111,6 @@ class Dealer:
         self.next_deal = 0
         self.told: set[int] = set(feed.refused)
         self.fruitless = 0
-        self.clips = metrics.Counter("raygen_data_clips_total", "clips decoded")
-        self.losses = metrics.Counter("raygen_data_refused_total", "clips that did not decode")
 
     async def open(self) -> None:
         """Begins to decode; called once."""
@@ -136,9 +142,6 @@ class Dealer:
 
     async def decoded(self, first: int, good: list[int], refused: dict[int, str]) -> None:
         """A task's verdict, before its block is returned."""
-        for counter, count in ((self.clips, good), (self.losses, refused)):
-            if count:
-                counter.inc(len(count))
         async with self.changed:
             self.dealing.decoded(first, good, refused)
             self.fruitless = 0 if good else self.fruitless + self.feed.each
@@ -213,6 +216,10 @@ class _Decode:
         self.decoder = Decoder(Catalogue(ray.get(table)), feed.config)
         self.plan, self.each = feed.plan, feed.each
         self.dealer = dealer
+        self.counters = {
+            name: metrics.Counter(f"raygen_data_{name}_total", description)
+            for name, description in COUNTED.items()
+        }
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         (first,) = batch["first"].tolist()
@@ -224,9 +231,21 @@ class _Decode:
         except AccessError as error:
             ray.get(self.dealer.fail.remote(error))
             raise
-        good = decoded.columns["position"].tolist()
+        columns = decoded.columns
+        good = columns["position"].tolist()
+        self._count(
+            clips=len(good),
+            refused=len(decoded.refused),
+            fetch_seconds=float(columns["fetch_s"].sum()),
+            decode_seconds=float(columns["decode_s"].sum()),
+        )
         ray.get(self.dealer.decoded.remote(first, good, dict(decoded.refused)))
-        return decoded.columns
+        return columns
+
+    def _count(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            if amount:
+                self.counters[name].inc(amount)
 
 
 def start_dealer(catalogue: Catalogue, feed: Feed) -> Any:
