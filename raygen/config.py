@@ -57,6 +57,11 @@ class DataConfig(Section):
     cache: CacheConfig = Field(CacheConfig(), description="")
     limits: LimitsConfig = Field(LimitsConfig(), description="")
 
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one decoded clip, uint8 [T, H, W, 3]."""
+        return self.frames * self.size * self.size * 3
+
     @model_validator(mode="after")
     def _cache_can_hit(self) -> Self:
         if self.cache.uri and self.crop == "random":

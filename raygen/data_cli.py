@@ -12,7 +12,7 @@ from rich.table import Table
 
 from raygen.errors import ConfigError
 
-app = typer.Typer(help="Clips: render, list, probe and inspect them.", no_args_is_help=True)
+app = typer.Typer(help="Clips: render, scan, inspect and cache them.", no_args_is_help=True)
 console = Console(emoji=False)
 
 MISSING_SHOWN = 3
@@ -26,7 +26,7 @@ def synth(
     seed: Annotated[int, typer.Option(min=0, help="the same seed, the same bytes")] = 0,
     size: Annotated[int, typer.Option(min=16, max=1024, help="pixels")] = 64,
 ) -> None:
-    """Render labelled moving shapes to H.264 mp4, ground truth beside them."""
+    """Render labelled moving shapes to mp4. The ground truth goes beside them."""
     from raygen.data import synthetic
 
     names = synthetic.class_names(classes)
@@ -49,7 +49,7 @@ def scan(
     cuts: Annotated[bool, typer.Option(help="find cuts, so that no clip straddles one")] = False,
     fresh: Annotated[bool, typer.Option(help="probe again what OUTPUT knows")] = False,
 ) -> None:
-    """List and probe videos into a catalogue; again, only what is new or has changed."""
+    """List and probe videos into a catalogue. Again, only what is new or has changed."""
     from raygen.data import inspect, store
     from raygen.data import labels as sources
     from raygen.data import scan as scanning
@@ -98,7 +98,7 @@ def inspect(
         str | None, typer.Option("--output", "-o", help="where a contact sheet goes, .png")
     ] = None,
 ) -> None:
-    """What a catalogue holds, what was refused and why; a contact sheet of its classes."""
+    """Show what a catalogue holds. With -o, a contact sheet of its classes too."""
     from raygen.data import inspect as inspecting
     from raygen.data import store
     from raygen.data.catalog import Catalogue
@@ -121,7 +121,7 @@ def materialize(
     preset: Annotated[str, typer.Argument(help="a preset's name or a .yaml file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")] = None,
 ) -> None:
-    """Decode every clip once into data.cache.uri, and say what that costs and saves."""
+    """Decode every clip once, for all epochs. Says what the cache costs and saves."""
     from raygen import cost
     from raygen.config import Config
     from raygen.data import materialize as filling

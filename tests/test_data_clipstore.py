@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raygen.config import DataConfig
-from raygen.data import clipstore, store
+from raygen.data import clipstore, grid, store
 from raygen.data.clipstore import ClipStore
 from raygen.data.frames import Clip
 from raygen.errors import AccessError, StorageError
@@ -147,13 +147,13 @@ def test_the_key_holds_everything_that_decides_the_pixels() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1.0625), (0, 3.4), (2.03, 3.1), (1.5, 9.99)])
 def test_starts_divide_a_shot_and_a_request_reaches_each(low: float, high: float) -> None:
-    starts = clipstore.starts(low, high, CONFIG)
+    starts = grid.starts(low, high, CONFIG)
     assert starts[0] / 16 >= low - 1e-4
     assert all(b - a == 16 for a, b in itertools.pairwise(starts))
     spare = int(high * 16 + 1e-3) - starts[0] - 16
     assert len(starts) == max(spare, 0) // 16 + 1
     for first in starts:
-        share = clipstore.start_of(first, low, high, CONFIG)
+        share = grid.start_of(first, low, high, CONFIG)
         assert 0 <= share < 1
         assert starts[0] + int(share * (max(spare, 0) + 1)) == first
 

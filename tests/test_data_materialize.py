@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from raygen.config import CacheConfig, DataConfig
-from raygen.data import clipstore, decode, scan, store
+from raygen.data import clipstore, decode, grid, scan, store
 from raygen.data.catalog import SCHEMA, Catalogue
 from raygen.data.clipstore import ClipStore
 from raygen.data.materialize import materialize
@@ -42,7 +42,7 @@ def keys(catalogue: Catalogue, config: DataConfig) -> list[str]:
     return [
         clipstore.key(row["uri"], row["etag"], row["offset"], first, config, CENTRE)
         for row in catalogue.table.to_pylist()
-        for first in clipstore.starts(0, row["duration"], config)
+        for first in grid.starts(0, row["duration"], config)
     ]
 
 

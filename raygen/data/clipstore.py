@@ -29,7 +29,6 @@ from typing import TypeVar
 from raygen.config import DataConfig
 from raygen.data import clippart, store
 from raygen.data.clippart import Place, TornError
-from raygen.data.decode import frame_count
 from raygen.data.frames import Clip
 from raygen.errors import AccessError, StorageError
 
@@ -75,40 +74,6 @@ def key(
     span = (uri, etag, int(offset), int(first), config.frames, float(config.fps))
     spec = (DECODE_VERSION, *span, config.size, *map(float, crop))
     return hashlib.sha256(repr(spec).encode()).hexdigest()[:32]
-
-
-def starts(low: float, high: float, config: DataConfig) -> range:
-    """First frames of the clips that the shot from `low` to `high` seconds is divided into.
-
-    Where clips begin only there, an epoch meets those of the one before. The rest at the end of
-    the shot, shorter than a clip, belongs to none.
-    """
-    begin, spare = _room(low, high, config)
-    return range(begin, begin + spare + 1, config.frames)
-
-
-def first_of(start: float, low: float, high: float, config: DataConfig) -> int:
-    """The first frame of a Request with this `start`."""
-    begin, spare = _room(low, high, config)
-    return begin + int(start * (spare + 1))
-
-
-def snap(start: float, low: float, high: float, config: DataConfig) -> float:
-    """`start` moved to that of a clip of `starts`."""
-    firsts = starts(low, high, config)
-    return start_of(firsts[int(start * len(firsts))], low, high, config)
-
-
-def start_of(first: int, low: float, high: float, config: DataConfig) -> float:
-    """The share in [0, 1) of the shot's spare time from which a Request begins at frame `first`."""
-    begin, spare = _room(low, high, config)
-    return (first - begin + 0.5) / (spare + 1)
-
-
-def _room(low: float, high: float, config: DataConfig) -> tuple[int, int]:
-    """The first frame of a shot, and how far a clip in it may move: as the sandbox counts them."""
-    begin = math.ceil(low * config.fps - 1e-3)
-    return begin, max(0, frame_count(high, config.fps) - begin - config.frames)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.config import DataConfig
-from raygen.data import clipstore
+from raygen.data import clipstore, grid
 from raygen.data import plan as plans
 from raygen.data.catalog import Catalogue
 from raygen.data.clipstore import ClipStore
@@ -92,7 +92,7 @@ class Decoder:
         config, began = self.config, time.monotonic()
         keys = []
         for r in requests:
-            first = clipstore.first_of(r.start, r.low, r.high, config)
+            first = grid.first_of(r.start, r.low, r.high, config)
             keys.append(clipstore.key(r.uri, r.etag, r.offset, first, config, r.crop))
         found = self.kept.get_many(keys)
         each = (time.monotonic() - began) / max(1, len(found))
@@ -127,7 +127,7 @@ class Decoder:
         low, high, start = plans.shot(cuts or (), seconds, clip_seconds, span.start)
         if self.kept is not None:
             # Only clips that begin on the cache's grid are ever met again.
-            start = clipstore.snap(start, low, high, self.config)
+            start = grid.snap(start, low, high, self.config)
         # A square has no room to move in, and the sandbox keeps what is cut at the centre.
         crop = plans.CENTRE if width == height else span.crop
         return Request(uri, etag, offset, size, seconds, start, crop, low, high)

@@ -21,7 +21,7 @@ import ray.data
 
 from raygen import ray_session
 from raygen.config import DataConfig
-from raygen.data import clipstore, decode, store
+from raygen.data import clipstore, decode, grid, store
 from raygen.data.catalog import Catalogue
 from raygen.data.clipstore import PART_BYTES, PART_CLIPS, ClipStore
 from raygen.data.plan import CENTRE
@@ -109,9 +109,8 @@ def _limit(config: DataConfig) -> int:
 
 def _pieces(catalogue: Catalogue, config: DataConfig) -> Iterator[dict[str, Any]]:
     """Rows of _PIECE: a video, or so much of a long one that several decoders share it."""
-    clip_bytes = config.frames * config.size * config.size * 3
     kept_bytes = (config.cache_mb << 20) // 8
-    each = max(PART_CLIPS, kept_bytes // clip_bytes)
+    each = max(PART_CLIPS, kept_bytes // config.clip_bytes)
     columns = ["uri", "etag", "offset", "bytes", "duration", "cuts"]
     for batch in catalogue.table.select(columns).to_batches(max_chunksize=1024):
         for uri, etag, offset, size, seconds, cuts in zip(
@@ -125,7 +124,7 @@ def _pieces(catalogue: Catalogue, config: DataConfig) -> Iterator[dict[str, Any]
                 {"low": low, "high": high, "first": first}
                 for low, high in shots
                 if high - low >= config.frames / config.fps - 1e-3
-                for first in clipstore.starts(low, high, config)
+                for first in grid.starts(low, high, config)
             ]
             for begin in range(0, len(clips), each):
                 part = clips[begin : begin + each]
@@ -272,7 +271,7 @@ class _Filler:
                     offset=piece["offset"],
                     bytes=piece["bytes"],
                     seconds=piece["seconds"],
-                    start=clipstore.start_of(first, low, high, self.config),
+                    start=grid.start_of(first, low, high, self.config),
                     crop=CENTRE,
                     low=low,
                     high=high,
@@ -284,7 +283,7 @@ class _Filler:
 
     def _decode(self, clips: list[tuple[dict[str, Any], str, Request]]) -> None:
         config = self.config
-        each = max(1, PART_BYTES // (config.frames * config.size * config.size * 3))
+        each = max(1, PART_BYTES // config.clip_bytes)
         for begin in range(0, len(clips), each):
             part = clips[begin : begin + each]
             results = self.sandbox.decode([request for _, _, request in part])

@@ -7,7 +7,6 @@ videos are decoded whole and kept; of long ones the span that is asked for.
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import resource
@@ -23,7 +22,7 @@ from errno import ENOMEM
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from raygen.data import decode
+from raygen.data import decode, grid
 from raygen.data.cache import ClipCache
 from raygen.data.frames import Clip
 from raygen.data.sandbox import OUT_OF_MEMORY, Request, Settings, Slab, Work
@@ -120,10 +119,7 @@ class Child:
     def _clip(self, job: _Job, source: bytes | str) -> Clip:
         """Raises DataError."""
         request, settings = job.request, self.settings
-        # Frames are counted from the video's beginning at the rate asked for.
-        low = math.ceil(request.low * settings.fps - 1e-3)
-        spare = decode.frame_count(request.high, settings.fps) - low - settings.frames
-        first = low + int(request.start * (max(spare, 0) + 1))
+        first = grid.first_of(request.start, request.low, request.high, settings)
         if not self._is_short(request):
             return decode.decode(
                 source,

@@ -4,7 +4,7 @@ One pipeline of Ray Data serves the whole training. The dealer, an actor, runs i
 blocks out: a global batch is the next clips of the plan that could be decoded, and each worker
 gets references to its share, so no clip passes through the dealer itself. Left to its own
 backpressure, Ray Data decodes until the object store is full and then polls, both on the
-trainer's cores; here a decoder asks the dealer before it goes ahead, and waits for nothing.
+trainer's cores; here a decoder asks the dealer first, and one that waits costs nothing.
 """
 
 from __future__ import annotations
@@ -63,18 +63,14 @@ class Feed:
     @property
     def each(self) -> int:
         """Clips that one task decodes."""
-        return max(1, min(TASK_CLIPS, TASK_BYTES // self._clip_bytes))
+        return max(1, min(TASK_CLIPS, TASK_BYTES // self.config.clip_bytes))
 
     @property
     def ahead(self) -> int:
         """Clips that may be decoded, or be decoding, before the workers take them."""
         # Enough that every decoder has a task while another waits for the workers.
         least = self.batch_size + 2 * self.each * self.config.decoders * self.world_size
-        return max(least, (self.config.ahead_mb << 20) // self._clip_bytes)
-
-    @property
-    def _clip_bytes(self) -> int:
-        return self.config.frames * self.config.size * self.config.size * 3
+        return max(least, (self.config.ahead_mb << 20) // self.config.clip_bytes)
 
 
 def plan_of(catalogue: Catalogue, config: DataConfig, seed: int) -> Plan:
