@@ -1,12 +1,21 @@
-"""Where a running training tells its driver how it stands, and hears from it when to stop."""
+"""Where a running training tells its driver how it stands, and hears from it what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raygen.vault import Vaults
+
+Wish = Literal["", "stop", "grow"]
+"""What the driver wants of the workers: to go on, or to save and end, for good or to be more."""
+
+Ended = Literal["", "steps", "budget", "stopped", "grew", "preempted", "unhealthy"]
+"""Why the workers came to their end, saved; empty while they train."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,8 @@ class Status:
 
     fraction in [0, 1] is how much of the steps or of the budget is done, whichever is more;
     rates, and the share of time in which the trainer was `starved` of clips, are over the last
-    seconds; `ended` says why it came to its end, or is empty.
+    seconds; `nodes` are Ray's ids of them, by rank; `saved_at` is the newest checkpoint on storage.
+    Before step `onset` all was well; of an unhealthy end, `detail` says what was not.
     """
 
     step: int
@@ -23,12 +33,21 @@ class Status:
     fraction: float
     elapsed_s: float
     dollars: float
+    nodes: tuple[str, ...] = ()
     clips_per_s: float = 0.0
     started_at: int = 0
+    saved_at: int = 0
     refused: int = 0
     starved: float = 0.0
     losses: Mapping[str, float] = field(default_factory=dict)
-    ended: str = ""
+    ended: Ended = ""
+    detail: str = ""
+    onset: int = 0
+
+    @property
+    def workers(self) -> int:
+        """How many train."""
+        return len(self.nodes)
 
     @property
     def remaining_s(self) -> float:
@@ -38,32 +57,75 @@ class Status:
         return self.elapsed_s * (1 - self.fraction) / self.fraction
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the driver sees: the newest status of this group, what ends the training, new notes."""
+
+    status: Status | None
+    failure: Exception | None
+    notes: list[str]
+
+
 class Board:
-    """The newest status, an error that ended the training, and the wish to stop it."""
+    """An actor beside the driver; it outlives the groups of workers, and owns their vaults."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
         self._failure: Exception | None = None
-        self._stop = False
+        self._wish: Wish = ""
+        self._notes: list[str] = []
+        self._judged: list[tuple[int, Mapping[str, float]]] = []
+        self._workers: dict[int, Any] = {}
+        self._vaults: dict[str, Any] = {}
 
-    def post(self, status: Status) -> bool:
-        """Takes a status from rank 0; whether the driver wants the training to stop."""
+    def begin(self) -> None:
+        """Another group of workers is about to start."""
+        self._status, self._wish, self._workers = None, "", {}
+
+    def join(self, rank: int, worker: Any, node: str) -> dict[str, Any]:
+        """Takes a worker's own handle; the vaults so far, by node, with one on its node."""
+        self._workers[rank] = worker
+        if node not in self._vaults or not Vaults.alive(self._vaults[node]):
+            self._vaults[node] = Vaults.start(node)
+        return self._vaults
+
+    def post(self, status: Status) -> tuple[Wish, list[tuple[int, Mapping[str, float]]]]:
+        """Takes a status from rank 0; what the driver wants, and checkpoints judged since."""
         self._status = status
-        return self._stop
+        judged, self._judged = self._judged, []
+        return self._wish, judged
 
     def fail(self, error: Exception) -> None:
         """Takes the error that ends this training; the first one stays."""
         self._failure = self._failure or error
 
-    def look(self) -> tuple[Status | None, Exception | None]:
-        """The newest status and the failure, for the driver."""
-        return self._status, self._failure
+    def note(self, text: str) -> None:
+        """Takes a line that a user should read once."""
+        self._notes.append(text)
 
-    def stop(self) -> None:
-        """Asks the training to save and end."""
-        self._stop = True
+    def judged(self, step: int, figures: Mapping[str, float]) -> None:
+        """Takes what the judge said of the checkpoint of `step`, for the tracker."""
+        self._judged.append((step, figures))
+
+    def look(self) -> Look:
+        """For the driver."""
+        notes, self._notes = self._notes, []
+        return Look(self._status, self._failure, notes)
+
+    def ask(self, wish: Wish) -> None:
+        """For the driver: takes effect at the next step."""
+        self._wish = wish
+
+    def workers(self) -> list[Any]:
+        """Handles of the workers of this group."""
+        return list(self._workers.values())
+
+    def vaults(self) -> dict[str, Any]:
+        """Handles by node, of the dead as well."""
+        return self._vaults
 
 
 def start_board() -> Any:
-    """The handle of a new board; it lives as long as the driver."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """The handle of a new board on this node; it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()

@@ -6,13 +6,16 @@ from raygen.errors; a traceback is a bug.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +33,8 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 console = Console(emoji=False)
+
+PIPE_WIDTH = 200
 
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
@@ -77,6 +82,31 @@ def evaluate(uri: RunUri) -> None:
         evaluation = evaluate_run(run, status.update)
     console.print(judgement(evaluation))
     console.print(f"next: raygen export {run.uri} -o exports/{run.config.name}", soft_wrap=True)
+
+
+@app.command()
+def runs(
+    storage: Annotated[str, typer.Argument(help="where runs are kept: folder or s3://")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="for machines, a list")] = False,
+) -> None:
+    """List the runs of a storage: state, step, metrics, dollars; the newest first."""
+    from raygen import runs_list
+
+    lines, notes = runs_list.find(storage)
+    for note in notes:
+        Console(stderr=True, emoji=False).print(note, soft_wrap=True, markup=False)
+    if as_json:
+        sys.stdout.write(json.dumps([line.as_dict() for line in lines], indent=2) + "\n")
+        return
+    table = Table(title=storage, title_justify="left", box=box.SIMPLE, padding=0)
+    for column in runs_list.COLUMNS:
+        justify: Literal["left", "right"] = "left" if column in ("run", "state") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
+    for line in lines:
+        table.add_row(*line.cells(time.time()))
+    # What reads a pipe has no width that a table must fit in.
+    wide = console if console.is_terminal else Console(emoji=False, width=PIPE_WIDTH)
+    wide.print(table, markup=False)
 
 
 @app.command()

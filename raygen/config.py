@@ -116,7 +116,14 @@ class LossConfig(Section):
     kind: Literal["relativistic", "bce"] = Field("relativistic", description="pairing loss or BCE")
     gamma: float = Field(4.0, ge=0, description="weight of R1 and R2 at the start, 0: none")
     gamma_decay: float = Field(0.1, gt=0, le=1, description="that weight at the end, as a fraction")
-    penalty_every: int = Field(4, ge=1, le=64, description="steps between lazy R1 and R2")
+    penalty_every: int = Field(4, ge=1, le=64, description="critic steps between lazy R1 and R2")
+    penalty: Literal["auto", "exact", "finite"] = Field(
+        "auto", description="R1 and R2 exact, or by finite differences as critic stage 3 needs"
+    )
+    penalty_sigma: float = Field(
+        0.1, gt=0, le=1, description="noise of the finite form, in units of the [-1, 1] range"
+    )
+    critic_steps: int = Field(1, ge=1, le=16, description="critic steps, a batch each, a step")
 
 
 class AugmentConfig(Section):
@@ -146,30 +153,85 @@ class OptimConfig(Section):
     ema_halflife: float = Field(500.0, ge=0, description="half-life of the generator's EMA, clips")
 
 
+_Count = Annotated[int, Field(ge=1, le=1024)]
+Workers = _Count | tuple[_Count, _Count]
+
+
 class TrainConfig(Section):
     """How the work is spread and how far it goes."""
 
-    workers: int = Field(1, ge=1, le=1024, description="training workers (ranks)")
+    workers: Workers = Field(1, description="training workers (ranks), or [fewest, most] of them")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves per worker")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that Ray reserves per worker")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage; at 3 the critic takes 2")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage of the generator")
+    critic_stage: Literal[0, 1, 2, 3] | None = Field(
+        None, description="ZeRO stage of the critic; null: as zero_stage, at most 2"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of both networks")
+    offload: bool = Field(False, description="optimizer state in CPU memory, from stage 1 up")
+    recompute: bool = Field(False, description="activations recomputed in the backward pass")
+    compile: bool = Field(False, description="torch.compile of the generator")
+    channels_last: bool = Field(False, description="3D convolutions in channels_last_3d")
     batch_size: int = Field(16, ge=1, description="clips in the global batch, over all workers")
+    micro_batch: int | None = Field(
+        None, ge=1, description="most clips a worker holds at once; null: its whole share"
+    )
     steps: int = Field(2000, ge=1, description="optimizer steps; the schedules end here")
-    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: as their cost and losses suggest"
+    )
+    snapshot_every: int | None = Field(
+        None, ge=1, description="steps between copies in another node's memory; null: 2 % of time"
+    )
     sample_every: int = Field(200, ge=1, description="steps between samples in the tracker")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
-    max_failures: int = Field(3, ge=0, description="worker failures survived by restarting")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, and the best")
+    max_failures: int = Field(20, ge=0, description="losses without notice that a run survives")
+    stall_s: float = Field(300.0, gt=0, description="seconds without a step: workers are restarted")
     node: str = Field("local", description="node type that prices this run (raygen prices)")
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most workers that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def world_sizes(self) -> list[int]:
+        """Numbers of workers, ascending, among which the global batch can be split evenly."""
+        wanted = range(self.least_workers, self.most_workers + 1)
+        return [n for n in wanted if self.batch_size % n == 0]
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % self.workers:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers {self.workers} must be [fewest, most]")
+        if not self.world_sizes:
+            named = self.workers if isinstance(self.workers, int) else f"{self.workers} of the"
+            least = self.least_workers
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be split over {self.workers} workers; "
-                f"take {self.batch_size // self.workers * self.workers or self.workers}"
+                f"batch_size {self.batch_size} cannot be split over {named} workers; "
+                f"take {self.batch_size // least * least or least}"
             )
         return self
+
+    def accumulation(self, share: int) -> int:
+        """The fewest equal micro-batches, of `micro_batch` clips at most, that make up `share`."""
+        most = self.micro_batch or share
+        return next(a for a in range(1, share + 1) if share % a == 0 and share // a <= most)
+
+    @property
+    def critic_zero_stage(self) -> Literal[0, 1, 2, 3]:
+        """The critic's ZeRO stage: 2 beside a generator at 3, unless told otherwise.
+
+        2 is the highest at which a double backward, and so exact R1 and R2, comes out right.
+        """
+        if self.critic_stage is not None:
+            return self.critic_stage
+        return 2 if self.zero_stage == 3 else self.zero_stage
 
 
 class Budget(Section):
@@ -177,6 +239,23 @@ class Budget(Section):
 
     minutes: float | None = Field(None, gt=0, description="training time; schedules end here too")
     dollars: float | None = Field(None, gt=0, description="price of the nodes while they train")
+
+
+class HealthConfig(Section):
+    """When a training counts as failed, and what is done about it."""
+
+    rewinds: int = Field(3, ge=0, description="times a failed run goes back before it ends")
+    lr_factor: float = Field(0.5, gt=0, le=1, description="by which each time lowers both lr")
+    patience: int = Field(20, ge=1, description="bad looks in a row that count, of 10 steps each")
+    saturation: float = Field(
+        30.0, gt=0, description="bad above: distance of the mean logits of real and fake clips"
+    )
+    diversity: float = Field(
+        0.1, ge=0, le=1, description="bad below: spread of the fakes over the real clips', 0: off"
+    )
+    warmup: int = Field(
+        20_000, ge=0, description="clips after which fakes that were never diverse are bad too"
+    )
 
 
 class TrackingConfig(Section):
@@ -192,6 +271,10 @@ class EvaluateConfig(Section):
     clips: int = Field(512, ge=32, description="generated clips that are judged")
     judge_steps: int = Field(300, ge=10, description="training steps of the embedded classifier")
     batch_size: int = Field(32, ge=2, description="clips a batch while judging")
+    every: int | None = Field(
+        None, ge=1, description="steps between judgements beside the training; null: none"
+    )
+    cpus: float = Field(0.0, ge=0, description="CPUs reserved for those, 0: whatever is idle")
 
 
 class Config(Section):
@@ -209,8 +292,40 @@ class Config(Section):
     optim: OptimConfig = Field(OptimConfig(), description="")
     train: TrainConfig = Field(TrainConfig(), description="")
     budget: Budget = Field(Budget(), description="")
+    health: HealthConfig = Field(HealthConfig(), description="")
     tracking: TrackingConfig = Field(TrackingConfig(), description="")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="")
+
+    @property
+    def exact_penalty(self) -> bool:
+        """Whether R1 and R2 are exact (a double backward) or by finite differences."""
+        if self.loss.penalty == "auto":
+            return self.train.critic_zero_stage < 3
+        return self.loss.penalty == "exact"
+
+    @model_validator(mode="after")
+    def _engines_can(self) -> Self:
+        # What no single key is to blame for; a ConfigError passes through pydantic as it is.
+        train, model = self.train, self.model
+        if self.exact_penalty and train.critic_zero_stage == 3:
+            raise ConfigError(
+                "loss.penalty=exact is wrong at train.critic_stage=3; take critic_stage=2, "
+                "or loss.penalty=finite",
+                "loss.penalty",
+            )
+        if train.offload and 0 in (train.zero_stage, train.critic_zero_stage):
+            raise ConfigError(
+                "train.offload moves sharded optimizer state; take train.zero_stage and "
+                "train.critic_stage of 1 to 3",
+                "train.offload",
+            )
+        if train.recompute and model.batch_statistics:
+            raise ConfigError(
+                f"train.recompute would show model.kind={model.kind}'s batch norm each batch "
+                "twice; take another kind, or a smaller train.micro_batch",
+                "train.recompute",
+            )
+        return self
 
     @classmethod
     def load(cls, preset: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:

@@ -1,74 +1,44 @@
 """The generator and the critic under DeepSpeed, and one adversarial step of theirs.
 
-Two engines in one process share one communication group. What makes that exact at every ZeRO
-stage is in `Pair.step`; tests/test_engine_parity.py holds it to a plain PyTorch loop. Names carry
-shapes: B clips of this rank, C channels, T frames, H height, W width, D latent dimension.
+    pair = Pair(config, classes=4, device=device, world_size=2)
+    pair.step([(x_BCTHW, y_B)], Draws.at(config, step, rows), step=step, progress=step / steps)
+
+raygen.network holds what makes two engines in one process exact at every ZeRO stage;
+tests/test_engine_parity.py holds the whole to a plain PyTorch loop. Names carry shapes: B clips
+of this rank, C channels, T frames, H height, W width, D latent dimension.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raygen import augment, losses
-from raygen.augment import Draw
-from raygen.config import AdamConfig, Config
+from raygen.config import Config
+from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.ema import ParameterEma
-from raygen.models import build_critic, build_generator, parameter_count
+from raygen.models import build_critic, build_generator, recompute_activations
+from raygen.network import Learner, Network, turn
+
+Batch = tuple[Tensor, Tensor]
+"""Real clips x_BCTHW in [-1, 1] and their class ids y_B."""
 
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What chance decides of one step, for this rank's share of the global batch.
-
-    z_BD: latents of the critic's and of the generator's half step; the augmentations: what the
-    critic is shown of real and fake clips in the first, and of both in the second.
-    """
-
-    critic_z_BD: Tensor
-    generator_z_BD: Tensor
-    real: Draw
-    fake: Draw
-    play: Draw
-
-    @classmethod
-    def at(cls, config: Config, step: int, rows: slice) -> Draws:
-        """Drawn for the whole global batch from (seed, step), then cut to `rows`.
-
-        So the latents and augmentations of clip i do not depend on the number of workers.
-        """
-        count, dim = config.train.batch_size, config.model.latent_dim
-
-        def rng(purpose: int) -> torch.Generator:
-            # torch mixes a seed poorly when few of its bits are set: spread them.
-            key = ((config.seed * 1_000_003 + step) * 8 + purpose) * 0x9E3779B97F4A7C15
-            return torch.Generator().manual_seed(key % 2**63)
-
-        def z(purpose: int) -> Tensor:
-            return torch.randn(count, dim, generator=rng(purpose))[rows]
-
-        def shown(purpose: int) -> Draw:
-            return augment.draw(config.augment, count, rng(purpose))[rows]
-
-        return cls(z(0), z(1), shown(2), shown(3), shown(4))
+_Drawn = TypeVar("_Drawn", CriticDraws, GeneratorDraws)
 
 
 class Pair:
-    """Two DeepSpeed engines, the generator's EMA, and the schedules of both.
+    """Generator and critic, each at its ZeRO stage, the generator's EMA, and both schedules.
 
     Needs `deepspeed.init_distributed` to have been called. Weights are drawn from `config.seed`,
-    alike on every rank. At `zero_stage` 3 the critic takes stage 2, the highest at which a double
-    backward through it, and so R1 and R2, is exact. With `universal`, `load` takes what
-    raygen.reshard made of a checkpoint of another world size.
+    alike on every rank. With `universal`, `load` takes what raygen.reshard made of a checkpoint
+    of another world size; `lr_scale` multiplies both learning rates throughout. `notes` are lines
+    about what was decided for the user; `shown_BCTHW` the last clips that the generator was
+    trained on.
     """
 
     def __init__(
@@ -79,143 +49,205 @@ class Pair:
         device: torch.device,
         world_size: int,
         universal: bool = False,
+        lr_scale: float = 1.0,
     ) -> None:
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        train = config.train
         self.config = config
         self.device = device
-        self.dtype = _DTYPE[config.train.precision]
-        self.share = config.train.batch_size // world_size
+        self.dtype = _DTYPE[train.precision]
         self.universal = universal
+        self.lr_scale = lr_scale
+        share = train.batch_size // world_size
+        batches = train.accumulation(share)
+        self.micro_batch = share // batches
+        self.notes = _notes(config, batches, self.micro_batch)
         torch.manual_seed(config.seed)
         generator = build_generator(config.model, config.data, classes)
         critic = build_critic(config.model, config.data, classes)
-        stage = config.train.zero_stage
-        self.generator = self._engine(generator, config.optim.generator, stage)
-        self.critic = self._engine(critic, config.optim.critic, min(stage, 2))
-        self.ema = ParameterEma(self.generator.module, sharded=stage == 3)
+        if train.recompute:
+            recompute_activations(generator)
+            recompute_activations(critic)
+        if train.compile:
+            # Never the critic: a double backward fails through torch.compile.
+            generator.compile()
+        self.generator, self.critic = (
+            Network(
+                module,
+                adam,
+                config,
+                stage=stage,
+                micro_batch=self.micro_batch,
+                batches=batches,
+                universal=universal and stage > 0,  # stage 0 has no shards to convert
+            )
+            for module, adam, stage in (
+                (generator, config.optim.generator, train.zero_stage),
+                (critic, config.optim.critic, train.critic_zero_stage),
+            )
+        )
+        self.ema = ParameterEma(generator, sharded=train.zero_stage == 3)
 
     def step(
-        self, x_BCTHW: Tensor, y_B: Tensor, draws: Draws, *, step: int, progress: float
+        self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float
     ) -> dict[str, Tensor]:
-        """One step of the critic, then one of the generator, on real clips in [-1, 1].
+        """A step of the critic on each of the `loss.critic_steps` batches, one of the generator.
 
-        `progress` in [0, 1] sets the schedules. Returns this rank's losses and logits, detached.
+        `progress` in [0, 1] sets the schedules. Returns this rank's losses and logits, detached
+        means over the step, and the gradient norms where they cost nothing.
         """
-        config, kind = self.config, self.config.loss.kind
-        self._schedule(progress)
-        x_BCTHW = x_BCTHW.to(self.device, self.dtype)
-        y_B = y_B.to(self.device)
-
-        # The critic, against fakes that carry no graph.
-        with torch.no_grad():
-            fake_BCTHW = self.generator(self._input(draws.critic_z_BD), y_B)
-        real_BCTHW = augment.apply(x_BCTHW, draws.real)
-        fake_BCTHW = augment.apply(fake_BCTHW, draws.fake)
-        both = torch.cat([real_BCTHW, fake_BCTHW]), torch.cat([y_B, y_B])
-        if config.model.batch_statistics:
-            # Apart, as the generator's half step will show it the fakes: a critic that normalises
-            # by batch sees another clip in other company.
-            real_logit_B, fake_logit_B = self.critic(real_BCTHW, y_B), self.critic(fake_BCTHW, y_B)
-        else:
-            real_logit_B, fake_logit_B = self.critic(*both).chunk(2)
-        real_logit_B, fake_logit_B = real_logit_B.float(), fake_logit_B.float()
-        critic_loss = losses.critic_loss(kind, real_logit_B, fake_logit_B)
+        config, kind, figures = self.config, self.config.loss.kind, _Figures()
         gamma = losses.cosine(
             progress, config.loss.gamma, config.loss.gamma * config.loss.gamma_decay
         )
-        penalty = torch.zeros((), device=self.device)
-        if gamma and step % config.loss.penalty_every == 0:
-            # R1 + R2 (arXiv 2501.05441, eq. 3), lazily, so times the interval (StyleGAN2, B).
-            # The double backward is right only beside the engine, through its module; one pass
-            # over both halves gives the mean of R1 and R2, hence gamma and not gamma / 2.
-            penalty = losses.gradient_penalty(self.critic.module, *both)
-            critic_loss = critic_loss + gamma * config.loss.penalty_every * penalty
-        self.critic.backward(critic_loss)
-        self.critic.step()
+        self._schedule(progress)
 
-        # The generator, against the critic's module: its engine would take these gradients for
-        # its own, and unfrozen weights would carry them into the critic's next step.
-        with _frozen(self.critic.module):
-            fake_BCTHW = self.generator(self._input(draws.generator_z_BD), y_B)
-            play_logit_B = self._judge(fake_BCTHW, y_B, draws.play)
-            with torch.no_grad():
-                rival_logit_B = self._judge(x_BCTHW, y_B, draws.play)
-            generator_loss = losses.generator_loss(kind, rival_logit_B, play_logit_B)
-            self.generator.backward(generator_loss)
-        self.generator.step()
+        for number, (batch, drawn) in enumerate(
+            zip(batches, draws.critic, strict=True), step * config.loss.critic_steps
+        ):
+            # R1 + R2 (arXiv 2501.05441, eq. 3), lazily, so times the interval (StyleGAN2, B);
+            # the mean over real and fake is that of R1 and R2, hence gamma and not gamma / 2.
+            lazily = config.loss.penalty_every if number % config.loss.penalty_every == 0 else 0
+            with turn(self.critic, against=self.generator) as (critic, generate):
+                for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
+                    real_BCTHW = augment.apply(x_BCTHW, draw.real)
+                    fake_BCTHW = augment.apply(generate(self._input(draw.z_BD), y_B), draw.fake)
+                    real_logit_B, fake_logit_B, penalty = self._judged(
+                        critic, real_BCTHW, fake_BCTHW, y_B, draw, penalised=gamma * lazily > 0
+                    )
+                    loss = losses.critic_loss(kind, real_logit_B, fake_logit_B)
+                    loss = loss + gamma * lazily * penalty
+                    critic.minimise(loss)
+                    figures.add("loss/critic", loss)
+                    figures.add("loss/penalty", penalty)
+                    figures.add("logit/real", real_logit_B.mean())
+                    figures.add("logit/fake", fake_logit_B.mean())
 
-        batch = config.train.batch_size
-        self.ema.update(clips=batch, seen=(step + 1) * batch, halflife=config.optim.ema_halflife)
-        return {
-            "loss/generator": generator_loss.detach(),
-            "loss/critic": critic_loss.detach(),
-            "loss/penalty": penalty.detach(),
-            "logit/real": real_logit_B.detach().mean(),
-            "logit/fake": fake_logit_B.detach().mean(),
-        }
+        with turn(self.generator, against=self.critic) as (generator, judge):
+            for x_BCTHW, y_B, play in self._micro_batches(batches[-1], draws.generator):
+                fake_BCTHW = generator(self._input(play.z_BD), y_B)
+                self.shown_BCTHW = fake_BCTHW.detach()
+                logit_B = judge(augment.apply(fake_BCTHW, play.play), y_B).float()
+                rival_logit_B = judge(augment.apply(x_BCTHW, play.play), y_B).float()
+                loss = losses.generator_loss(kind, rival_logit_B, logit_B)
+                generator.minimise(loss)
+                figures.add("loss/generator", loss)
+
+        clips = config.train.batch_size
+        self.ema.update(clips=clips, seen=(step + 1) * clips, halflife=config.optim.ema_halflife)
+        return figures.means() | self._gradient_norms()
+
+    def finite(self) -> bool:
+        """Whether every parameter that this rank holds is finite; waits for the device."""
+        return self.generator.finite() and self.critic.finite()
 
     def save(self, folder: str) -> None:
         """Every rank writes its shards below `folder`: generator/ and critic/."""
-        self.generator.save_checkpoint(folder, tag="generator", save_latest=False)
-        self.critic.save_checkpoint(folder, tag="critic", save_latest=False)
+        self.generator.save(folder, "generator")
+        self.critic.save(folder, "critic")
 
-    def load(self, folder: str, ema: dict[str, Tensor]) -> None:
-        """Takes up what `save` wrote, and the gathered EMA.
+    def load(self, folder: str, ema: dict[str, Tensor], converted: str = "") -> None:
+        """Takes up what `save` wrote to `folder`, and the gathered EMA.
 
-        At another world size: what `reshard.to_universal` made of it, into a `universal` pair.
+        A `universal` pair takes its sharded networks from `converted`, where
+        `reshard.to_universal` put them. Raises CheckpointError where a network is missing.
         """
-        self.generator.load_checkpoint(folder, tag="generator")
-        self.critic.load_checkpoint(folder, tag="critic")
+        for network, tag in ((self.generator, "generator"), (self.critic, "critic")):
+            network.load((network.universal and converted) or folder, tag)
         self.ema.load(ema)
 
-    def _judge(self, x_BCTHW: Tensor, y_B: Tensor, draw: Draw) -> Tensor:
-        logit_B: Tensor = self.critic.module(augment.apply(x_BCTHW, draw), y_B)
-        return logit_B.float()
+    def _judged(
+        self,
+        critic: Learner,
+        real_BCTHW: Tensor,
+        fake_BCTHW: Tensor,
+        y_B: Tensor,
+        draw: CriticDraws,
+        *,
+        penalised: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of real and fake, and the mean of R1 and R2, each without its gamma / 2."""
+        clips, loss = [real_BCTHW, fake_BCTHW], self.config.loss
+        finite = penalised and not self.config.exact_penalty
+        if finite:
+            clips += [
+                x_BCTHW + loss.penalty_sigma * noise_like(x_BCTHW, seed_B)
+                for x_BCTHW, seed_B in zip(clips, draw.noise_B2.unbind(1), strict=True)
+            ]
+        if self.config.model.batch_statistics:
+            # Apart, as the generator's turn will show it the fakes: a critic that normalises by
+            # batch sees another clip in other company.
+            logits = [critic(x_BCTHW, y_B).float() for x_BCTHW in clips]
+        else:
+            logits = list(
+                critic(torch.cat(clips), y_B.repeat(len(clips))).float().chunk(len(clips))
+            )
+        penalty = torch.zeros((), device=self.device)
+        if finite:
+            penalty = losses.difference_penalty(
+                torch.cat(logits[:2]), torch.cat(logits[2:]), loss.penalty_sigma
+            )
+        elif penalised:
+            penalty = critic.gradient_penalty(torch.cat(clips), y_B.repeat(2))
+        return logits[0], logits[1], penalty
+
+    def _micro_batches(
+        self, batch: Batch, drawn: _Drawn
+    ) -> Iterator[tuple[Tensor, Tensor, _Drawn]]:
+        x_BCTHW, y_B = batch
+        for start in range(0, len(y_B), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            yield x_BCTHW[rows].to(self.device, self.dtype), y_B[rows].to(self.device), drawn[rows]
 
     def _input(self, z_BD: Tensor) -> Tensor:
         return z_BD.to(self.device, self.dtype)
 
     def _schedule(self, progress: float) -> None:
         optim = self.config.optim
-        for engine, adam in ((self.generator, optim.generator), (self.critic, optim.critic)):
-            for group in engine.optimizer.param_groups:
-                group["lr"] = losses.cosine(progress, adam.lr, adam.lr * optim.lr_decay)
+        for network, adam in ((self.generator, optim.generator), (self.critic, optim.critic)):
+            lr = losses.cosine(progress, adam.lr, adam.lr * optim.lr_decay)
+            network.set_lr(lr * self.lr_scale)
 
-    def _engine(self, module: nn.Module, adam: AdamConfig, stage: int) -> Any:
-        train = self.config.train
-        optimizer = torch.optim.Adam(
-            module.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2)
-        )
-        # DeepSpeed's buckets default to 5e8 elements each, allocated at once; it wants them even.
-        bucket = (parameter_count(module) // 1024 + 1) * 1024
-        settings = {
-            "train_micro_batch_size_per_gpu": self.share,
-            "gradient_accumulation_steps": 1,
-            # Left out, DeepSpeed clips at 1.
-            "gradient_clipping": self.config.optim.clip_norm,
-            "bf16": {"enabled": train.precision == "bf16"},
-            "zero_optimization": {
-                "stage": stage,
-                "reduce_bucket_size": bucket,
-                "allgather_bucket_size": bucket,
-                "stage3_prefetch_bucket_size": bucket,
-            },
-            # Our optimizer is PyTorch's own Adam; parity with it is tested at every stage.
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "checkpoint": {"load_universal": self.universal},
-            "steps_per_print": 1 << 62,
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        norms = {
+            "grad/generator": self.generator.gradient_norm,
+            "grad/critic": self.critic.gradient_norm,
         }
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=settings, dist_init_required=False
+        return {name: norm.to(self.device) for name, norm in norms.items() if norm is not None}
+
+
+class _Figures:
+    """Means of what the backward passes of one step had to say."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, name: str, value: Tensor) -> None:
+        self._values[name].append(value.detach())
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: torch.stack(values).mean() for name, values in self._values.items()}
+
+
+def _notes(config: Config, batches: int, micro_batch: int) -> list[str]:
+    train, loss, notes = config.train, config.loss, []
+    if train.zero_stage == 3 and train.critic_stage is None:
+        notes.append(
+            "train.zero_stage=3: the critic takes stage 2, the highest at which exact R1 and R2 "
+            "survive (train.critic_stage)"
         )
-        return engine
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+    if loss.gamma and loss.penalty == "auto" and not config.exact_penalty:
+        notes.append(
+            f"loss.penalty=finite, sigma {loss.penalty_sigma:g}: exact R1 and R2 do not survive "
+            f"the critic's stage {train.critic_zero_stage}"
+        )
+    if batches > 1:
+        notes.append(
+            f"train.micro_batch={train.micro_batch}: each worker accumulates the gradients of "
+            f"{batches} x {micro_batch} clips"
+        )
+        if config.model.batch_statistics:
+            notes.append(
+                f"model.kind={config.model.kind}: batch norm sees {micro_batch} clips at a time, "
+                "so the result depends on train.micro_batch"
+            )
+    return notes

@@ -8,6 +8,7 @@
     │   └── ObjectChanged             replaced since it was scanned
     ├── ClusterError         exit 1   Ray: too few nodes, a lost controller
     ├── CheckpointError      exit 1   a checkpoint that does not fit          (.step)
+    ├── TrainingError        exit 1   networks that ran away                  (.step)
     ├── ExportError          exit 1   an export that cannot be written or read (.uri)
     └── Interrupted          exit 130 Ctrl-C, after everything was saved
 
@@ -67,6 +68,14 @@ class CheckpointError(RaygenError):
     """A checkpoint (of `step`) that does not fit this run."""
 
     def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class TrainingError(RaygenError):
+    """A training that went wrong at `step`, in itself and not for want of anything."""
+
+    def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
 

@@ -1,29 +1,51 @@
-"""A run's generator judged against the run's real clips: `raygen evaluate RUN`."""
+"""A run's generator judged against its real clips: `raygen evaluate RUN`, or while it trains."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from raygen.config import Config
+from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.decoder import Decoder
 from raygen.data.plan import Span
 from raygen.errors import DataError
-from raygen.export import EVALUATION, generator_of
+from raygen.export import generator_of
 from raygen.metrics import Evaluation, judge
 from raygen.metrics.classifier import Clips, Labels
-from raygen.runs import CATALOGUE, Run
+from raygen.runs import CATALOGUE, EVALUATION, Run
 
 SPANS = 4  # real clips cut from each video, at most
 
 
 def evaluate_run(run: Run, on_note: Callable[[str], None] = lambda note: None) -> Evaluation:
-    """Judges the newest averaged generator and writes evaluation.json into the run.
+    """Judges the run's averaged generator and writes evaluation.json into the run.
 
     As many clips of each class are generated. Raises DataError where the real clips are too few.
     """
+    evaluation = _judged(run, on_note)
+    run.write_json(EVALUATION, evaluation.as_dict())
+    return evaluation
+
+
+def judge_checkpoint(uri: str, checkpoint: str) -> dict[str, float]:
+    """Judges one checkpoint of the run at `uri`, beside its training.
+
+    Writes evaluation.json into the checkpoint; returns its single figures.
+    """
+    run = Run.open(uri).at(checkpoint)
+    evaluation = _judged(run, lambda note: None)
+    score = evaluation.score if math.isfinite(evaluation.score) else None
+    document = evaluation.as_dict() | {"score": score}
+    store.write_bytes(store.join(checkpoint, EVALUATION), json.dumps(document).encode())
+    return {key: value for key, value in document.items() if isinstance(value, float)}
+
+
+def _judged(run: Run, on_note: Callable[[str], None]) -> Evaluation:
     config = run.config
     generator = generator_of(run)
     on_note("decoding real clips")
@@ -33,11 +55,7 @@ def evaluate_run(run: Run, on_note: Callable[[str], None] = lambda note: None) -
     labels = np.arange(count) % len(run.classes)
     fake = generator.generate(range(count), labels.tolist())
     on_note("training the judge")
-    evaluation = judge(
-        real, real_labels, videos, fake, labels, run.classes, config.evaluate, config.seed
-    )
-    run.write_json(EVALUATION, evaluation.as_dict())
-    return evaluation
+    return judge(real, real_labels, videos, fake, labels, run.classes, config.evaluate, config.seed)
 
 
 def _real_clips(catalogue: Catalogue, config: Config) -> tuple[Clips, Labels, Labels]:

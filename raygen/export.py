@@ -37,13 +37,12 @@ from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
 from raygen.metrics import Evaluation
 from raygen.models import build_generator, parameter_count
-from raygen.runs import Run
+from raygen.runs import EVALUATION, Run
 
 FORMAT = 1
 WEIGHTS = "generator.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
-EVALUATION = "evaluation.json"  # of the run; the export keeps it within config.json
 
 DIGEST_DIGITS = 12
 STATUS = ("step", "elapsed_s", "clips_seen", "dollars")

@@ -47,6 +47,16 @@ def gradient_penalty(
     return gradient_BCTHW.square().sum((1, 2, 3, 4)).mean()
 
 
+def difference_penalty(logit_B: Tensor, noisy_logit_B: Tensor, sigma: float) -> Tensor:
+    """Mean over the batch of ((D(x + sigma e, y) - D(x, y)) / sigma)^2, e ~ N(0, 1), a scalar.
+
+    Seaweed-APT's approximated R1 (arXiv 2501.08316): a single backward, and for
+    small sigma |d D / dx|^2 in expectation. Divided by sigma^2, which the paper leaves to its
+    weight, so that it goes by the weight of `gradient_penalty`.
+    """
+    return ((noisy_logit_B - logit_B) / sigma).square().mean()
+
+
 def cosine(progress: float, start: float, end: float) -> float:
     """Half a cosine from `start` at progress 0 to `end` at 1 (arXiv 1608.03983, eq. 5)."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raygen import cost, sampling, tracking
-from raygen.board import Status
+from raygen.board import Ended, Status, Wish
 from raygen.config import Config
 from raygen.models import build_generator
 from raygen.runs import Progress
@@ -21,13 +22,25 @@ SAMPLES_PER_CLASS = 2
 
 
 class Meter:
-    """Seconds and dollars since the run began, in this session and in those before it."""
+    """Seconds and dollars since the run began, in this group of workers and in those before it.
 
-    def __init__(self, config: Config, resumed: Progress, nodes: int) -> None:
+    `elapsed_s` and `dollars` are the driver's own count, which knows of work that was lost; the
+    state that was `resumed` knows of earlier drivers.
+    """
+
+    def __init__(
+        self, config: Config, resumed: Progress, *, elapsed_s: float, dollars: float, nodes: int
+    ) -> None:
         self.config = config
-        self._resumed = resumed
+        self._elapsed_s = max(elapsed_s, resumed.elapsed_s)
+        self._dollars = max(dollars, resumed.dollars)
         self._nodes = nodes
         self._started = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far."""
+        return self._elapsed_s + time.monotonic() - self._started
 
     def progress(self, step: int, position: int = 0) -> Progress:
         """Where the run stands after `step` steps, now; `position` is the data's cursor."""
@@ -35,9 +48,9 @@ class Meter:
         price = cost.price(self.config.train.node)
         return Progress(
             step=step,
-            elapsed_s=self._resumed.elapsed_s + seconds,
+            elapsed_s=self._elapsed_s + seconds,
             clips_seen=step * self.config.train.batch_size,
-            dollars=self._resumed.dollars + price.dollars(seconds, self._nodes),
+            dollars=self._dollars + price.dollars(seconds, self._nodes),
             position=position,
         )
 
@@ -52,38 +65,57 @@ class Meter:
         return min(1.0, max(shares))
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What rank 0 alone knows: the newest checkpoint on storage, how many clips could not be
+    decoded, how long the trainer has waited for clips, seconds, and the step up to which all was
+    well.
+    """
+
+    saved_at: int
+    refused: int
+    waited_s: float
+    onset: int
+
+
 class Reporter:
     """Rank 0's voice: statuses to the driver's board, numbers and pictures to the tracker."""
 
     def __init__(
-        self, config: Config, classes: list[str], board: Any, meter: Meter, started_at: int
+        self,
+        config: Config,
+        classes: list[str],
+        board: Any,
+        meter: Meter,
+        started_at: int,
+        nodes: Sequence[str],
     ) -> None:
         self.config, self.classes, self.meter = config, classes, meter
         self._board = board
-        self._started_at = started_at
+        self._started_at, self._nodes = started_at, tuple(nodes)
         self._tracker = tracking.open_tracker(config)
         self._losses: Mapping[str, float] = {}
-        self._stop = False
+        self._wish: Wish = ""
         self._posted_at, self._posted_step = time.monotonic(), started_at
         self._posted_waited_s = 0.0
-        self._answer = board.post.remote(self._status(started_at))
+        self._answer = board.post.remote(self._status(started_at, Standing(started_at, 0, 0.0, 1)))
 
-    def wants_stop(self, step: int, refused: int, waited_s: float) -> bool:
-        """Whether the driver has asked to stop; posts a status now and then, without waiting.
-
-        `refused` clips could not be decoded, and the trainer has waited `waited_s` for clips.
-        """
+    def wish(self, step: int, standing: Standing) -> Wish:
+        """What the driver wants; posts a status now and then, without waiting."""
         done, _ = ray.wait([self._answer], timeout=0)
         seconds = time.monotonic() - self._posted_at
         if done and seconds > POST_EVERY_S:
-            self._stop = self._stop or ray.get(self._answer)
+            wish, judged = ray.get(self._answer)
+            self._wish = self._wish or wish
+            for judged_step, figures in judged:
+                self._tracker.scalars(figures, judged_step)
             rate = (step - self._posted_step) * self.config.train.batch_size / seconds
-            starved = (waited_s - self._posted_waited_s) / seconds
-            status = self._status(step, rate, refused, starved)
+            starved = (standing.waited_s - self._posted_waited_s) / seconds
+            status = self._status(step, standing, clips_per_s=rate, starved=starved)
             self._answer = self._board.post.remote(status)
             self._posted_at, self._posted_step = time.monotonic(), step
-            self._posted_waited_s = waited_s
-        return self._stop
+            self._posted_waited_s = standing.waited_s
+        return self._wish
 
     def losses(self, values: Mapping[str, float], step: int) -> None:
         """Logs the means over all ranks of what `Pair.step` returned."""
@@ -103,18 +135,25 @@ class Reporter:
         clips = sampling.generate(generator, model.latent_dim, seeds, labels, cpu)
         self._tracker.samples(clips, [self.classes[k] for k in labels], data.fps, step)
 
-    def close(self, step: int, refused: int, ended: str) -> None:
+    def post(self, step: int, standing: Standing, ended: Ended, detail: str = "") -> None:
+        """Posts why this group ends."""
+        status = self._status(step, standing, ended=ended, detail=detail)
+        ray.get(self._board.post.remote(status))
+
+    def close(self, step: int, standing: Standing, ended: Ended, detail: str = "") -> None:
         """Posts the last status, with the reason for the end, and closes the tracker."""
-        ray.get(self._board.post.remote(self._status(step, refused=refused, ended=ended)))
+        self.post(step, standing, ended, detail)
         self._tracker.close()
 
     def _status(
         self,
         step: int,
-        rate: float = 0.0,
-        refused: int = 0,
+        standing: Standing,
+        *,
+        clips_per_s: float = 0.0,
         starved: float = 0.0,
-        ended: str = "",
+        ended: Ended = "",
+        detail: str = "",
     ) -> Status:
         now = self.meter.progress(step)
         return Status(
@@ -123,10 +162,14 @@ class Reporter:
             fraction=self.meter.fraction(step),
             elapsed_s=now.elapsed_s,
             dollars=now.dollars,
-            clips_per_s=rate,
+            nodes=self._nodes,
+            clips_per_s=clips_per_s,
             started_at=self._started_at,
-            refused=refused,
+            saved_at=standing.saved_at,
+            refused=standing.refused,
             starved=starved,
             losses=self._losses,
             ended=ended,
+            detail=detail,
+            onset=standing.onset,
         )

@@ -1,42 +1,48 @@
 """A checkpoint of one number of workers, read by another.
 
 DeepSpeed's shards belong to the world size that wrote them; its universal format (arXiv
-2406.18820) holds each parameter and its optimizer state whole. The conversion takes a few seconds
-and the memory of one parameter.
+2406.18820) holds each parameter and its optimizer state whole. The conversion takes the memory of
+one parameter, and a second or so: in this process, where DeepSpeed is loaded already.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import contextlib
+import io
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+
+from deepspeed.checkpoint import ds_to_universal
 
 from raygen.errors import CheckpointError
 
 NETWORKS = ("generator", "critic")
 
 
-def to_universal(folder: str, out: str) -> None:
-    """Writes `folder`'s generator/ and critic/ to `out`, loadable at any world size.
+def to_universal(folder: str, out: str, networks: Sequence[str] = NETWORKS) -> None:
+    """Converts `networks`, folders of `folder`, to `out`: loadable at any world size.
 
     Raises CheckpointError where the shards are not whole.
     """
-    for network in NETWORKS:
-        # In a process of its own: the converter forks, and this one may hold a GPU.
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
-                "--inject_missing_state",
-                *("--input_folder", str(Path(folder) / network)),
-                *("--output_folder", str(Path(out) / network)),
-                *("--num_extract_workers", "1", "--num_merge_workers", "1"),
-            ],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=False,
+    for network in networks:
+        settings = Namespace(
+            input_folder=str(Path(folder) / network),
+            output_folder=str(Path(out) / network),
+            # More would be processes, forked from one that may hold a GPU.
+            num_extract_workers=1,
+            num_merge_workers=1,
+            inject_missing_state=True,
+            keep_temp_folder=False,
+            strict=True,
         )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise CheckpointError(f"cannot convert the {network} of {folder}: {last}")
+        try:
+            # It reports each parameter, on both streams.
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                ds_to_universal.main(settings)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"cannot convert the {network} of {folder}: {why}") from error

@@ -5,19 +5,21 @@ STORAGE/NAME/
   catalogue.parquet     the clips that this run trains on
   quarantine.parquet    the clips it could not decode, and why
   consumed/             which clips it has trained on, and at which step
-  step-00000200/        a checkpoint: state.json, ema.safetensors, generator/, critic/
+  history.json          when its workers came and went, and why
+  step-00000200/        a checkpoint: state.json, ema.safetensors, generator/, critic/, and
+                        evaluation.json where it was judged beside the training
   evaluation.json       what the judge said
   tensorboard/
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import pyarrow.fs as pafs
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
@@ -29,6 +31,7 @@ MANIFEST = "run.json"
 STATE = "state.json"
 EMA = "ema.safetensors"
 CATALOGUE = "catalogue.parquet"
+EVALUATION = "evaluation.json"
 
 # What must be as it was for a checkpoint to fit; the rest of the config may change on resume.
 _FIXED = (
@@ -40,6 +43,7 @@ _FIXED = (
     "seed",
     "train.batch_size",
     "train.zero_stage",
+    "train.critic_stage",
     "train.precision",
 )
 
@@ -73,12 +77,44 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(uri: str) -> int:
+    """The optimizer step of the checkpoint at `uri`."""
+    return int(uri.rstrip("/").rpartition("step-")[2])
+
+
+def sealed(state: Mapping[str, Any]) -> bytes:
+    """state.json: `state` with a checksum of its own."""
+    return json.dumps({**state, "sha256": _digest(state)}, indent=1).encode()
+
+
+def unsealed(data: bytes, uri: str) -> dict[str, Any]:
+    """The state in the state.json at `uri`. Raises CheckpointError where it is not what was saved.
+
+    One without a checksum is taken as it is.
+    """
+    try:
+        state: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise CheckpointError(f"{uri} is not what was saved") from None
+    if state.pop("sha256", None) not in (None, _digest(state)):
+        raise CheckpointError(f"{uri} is not what was saved")
+    return state
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Run:
-    """What is kept of one run at `uri`; it may be training, finished or interrupted."""
+    """What is kept of one run at `uri`; it may be training, finished or interrupted.
+
+    Its status and weights are those of the newest checkpoint, or of `checkpoint` (see `at`).
+    """
 
     uri: str
     manifest: Mapping[str, Any]
+    checkpoint: str = ""
 
     @classmethod
     def open(cls, uri: str) -> Run:
@@ -112,6 +148,10 @@ class Run:
         run.write_json(MANIFEST, manifest)
         return run
 
+    def at(self, checkpoint: str) -> Run:
+        """The same run as it was at the checkpoint of this URI."""
+        return replace(self, checkpoint=checkpoint)
+
     @property
     def config(self) -> Config:
         """The config it was last started with."""
@@ -129,26 +169,34 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The newest checkpoint's step, elapsed_s, clips_seen and dollars."""
-        state: dict[str, Any] = json.loads(
-            store.read_bytes(store.join(self.latest_checkpoint(), STATE))
-        )
-        return state
+        """The checkpoint's step, elapsed_s, clips_seen and dollars. Raises CheckpointError."""
+        uri = store.join(self.checkpoint or self.latest_checkpoint(), STATE)
+        return unsealed(store.read_bytes(uri), uri)
 
-    def check_resumable(self, config: Config) -> None:
-        """Raises CheckpointError unless `config` can go on from this run's newest checkpoint."""
-        if not self.checkpoints():
-            return
-        state = self.status
+    def changes(self, config: Config) -> list[str]:
+        """What `config` sets otherwise than the newest checkpoint's, a line a key.
+
+        Raises CheckpointError, naming the key, where a change does not fit the checkpoint.
+        """
+        for uri in reversed(self.checkpoints()):
+            try:
+                state = self.at(uri).status
+            except CheckpointError:  # a run goes on from the one before it
+                continue
+            break
+        else:
+            return []
         before, now = Config.parse(state["config"]).flat(), config.flat()
-        for key in sorted(before.keys() | now.keys()):
-            if key.startswith(_FIXED) and before.get(key) != now.get(key):
+        changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+        for key in changed:
+            if key.startswith(_FIXED):
                 raise CheckpointError(
                     f"run {self.uri} has a checkpoint of step {state['step']} with "
                     f"{key}={before.get(key)}, but this command says {now.get(key)}: "
                     f"go on with {key}={before.get(key)}, or give the new run another name=",
                     state["step"],
                 )
+        return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
 
     def path(self, name: str) -> str:
         """The URI of something within the run."""
@@ -169,17 +217,50 @@ class Run:
         return [uri for uri in uris if store.exists(store.join(uri, STATE))]
 
     def discard_after(self, step: int) -> None:
-        """Removes checkpoints beyond `step`: a torn one must not be mixed with its successor."""
-        filesystem, path = store.open_storage(self.uri)
+        """Removes checkpoints beyond `step`, and what is left of torn ones. Raises StorageError."""
+        whole = {step_of(uri) for uri in self.checkpoints()}
         for saved in self._saved():
-            if saved > step:
-                filesystem.delete_dir(f"{path}/{checkpoint_name(saved)}")
+            if saved > step or saved not in whole:
+                self.discard(saved)
+
+    def prune(self, keep: int, spare: Collection[int | None] = ()) -> None:
+        """Removes checkpoints but for the newest `keep`, the best of those that were judged, and
+        those of the steps to `spare`. Raises StorageError.
+        """
+        spared = {self.best(), *(self.path(checkpoint_name(s)) for s in spare if s is not None)}
+        for uri in self.checkpoints()[:-keep]:
+            if uri not in spared:
+                self.discard(step_of(uri))
+
+    def discard(self, step: int) -> None:
+        """Removes the checkpoint of `step`, its state.json first, or what there is of it.
+
+        Raises StorageError, soon where storage does not answer.
+        """
+        folder = self.path(checkpoint_name(step))
+        filesystem, path = store.open_storage(folder)
+        try:
+            if filesystem.get_file_info(f"{path}/{STATE}").is_file:
+                filesystem.delete_file(f"{path}/{STATE}")
+            filesystem.delete_dir(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"cannot delete {folder}: {error}", folder) from None
+
+    def best(self) -> str | None:
+        """The checkpoint of the least score among those judged beside the training."""
+        scores = {}
+        for uri in self.checkpoints():
+            judged = store.join(uri, EVALUATION)
+            if store.exists(judged):
+                score = json.loads(store.read_bytes(judged))["score"]
+                scores[uri] = float("inf") if score is None else score
+        return min(scores, key=scores.__getitem__, default=None)
 
     def _saved(self) -> list[int]:
-        filesystem, path = store.open_storage(self.uri)
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        names = [e.base_name for e in entries if e.base_name.startswith("step-")]
-        return sorted(int(name.removeprefix("step-")) for name in names)
+        names = [uri.rpartition("/")[2] for uri in store.prefixes(self.uri)]
+        return sorted(step_of(name) for name in names if name.startswith("step-"))
 
     def latest_checkpoint(self) -> str:
         """The newest complete checkpoint's URI. Raises CheckpointError where there is none."""
@@ -191,8 +272,7 @@ class Run:
         return checkpoints[-1]
 
     def load_ema(self) -> dict[str, Tensor]:
-        """Weights and buffers of the averaged generator in the newest checkpoint."""
-        tensors: dict[str, Tensor] = load_safetensors(
-            store.read_bytes(store.join(self.latest_checkpoint(), EMA))
-        )
+        """Weights and buffers of the averaged generator in the checkpoint."""
+        checkpoint = self.checkpoint or self.latest_checkpoint()
+        tensors: dict[str, Tensor] = load_safetensors(store.read_bytes(store.join(checkpoint, EMA)))
         return tensors

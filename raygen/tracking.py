@@ -1,14 +1,23 @@
 """Scalars, sample clips and contact sheets of a run: TensorBoard, Weights & Biases or MLflow.
 
-Rank 0 holds the one tracker of a run. A tracker behind an extra that is not installed is a
-ConfigError that names the command which installs it.
+Rank 0 holds the one tracker of a run, and whoever goes on with the run goes on in the same place:
+
+    tensorboard   STORAGE/NAME/tensorboard/, local or on S3
+    wandb         the project `tracking.project` of W&B; its files in STORAGE/NAME/wandb/
+    mlflow        the experiment `tracking.project` at MLFLOW_TRACKING_URI; where that is not set,
+                  STORAGE/NAME/mlflow/mlflow.db
+
+A tracker behind an extra that is not installed is a ConfigError that names the command which
+installs it.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +34,8 @@ from raygen.errors import ConfigError
 from raygen.runs import run_uri
 
 Clips = NDArray[np.uint8]
+
+MLFLOW_PARAMS = 100  # the most that it takes at once
 
 
 class Tracker(Protocol):
@@ -48,9 +59,31 @@ def open_tracker(config: Config) -> Tracker:
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError unless the configured tracker can be opened."""
-    if config.tracking.kind != "tensorboard":
-        _extra(config.tracking.kind)
+    """Raises ConfigError, with the fix, where it is plain that the tracker cannot be opened."""
+    kind, remote = config.tracking.kind, store.is_s3(config.storage)
+    if kind == "wandb":
+        wandb = _extra(kind)
+        mode = os.environ.get("WANDB_MODE", "online")
+        if mode == "offline" and remote:
+            raise ConfigError(
+                f"WANDB_MODE=offline keeps its files beside the run, and storage={config.storage} "
+                "is no folder; unset it, or take a local storage",
+                "tracking.kind",
+            )
+        if mode in ("online", "shared") and not wandb.login(prompt=False):
+            raise ConfigError(
+                "tracking.kind=wandb has no API key: set WANDB_API_KEY, run `wandb login`, or set "
+                "WANDB_MODE=offline",
+                "tracking.kind",
+            )
+    elif kind == "mlflow":
+        _extra(kind)
+        if remote and "MLFLOW_TRACKING_URI" not in os.environ:
+            raise ConfigError(
+                f"tracking.kind=mlflow with storage={config.storage} needs a server: set "
+                "MLFLOW_TRACKING_URI",
+                "tracking.kind",
+            )
 
 
 class TensorBoard:
@@ -105,25 +138,37 @@ class WandB:
 
     def __init__(self, config: Config) -> None:
         self._wandb: Any = _extra("wandb")
-        self._run = self._wandb.init(
-            project=config.tracking.project, id=config.name, resume="allow", config=config.flat()
-        )
+        # On S3 storage its files are only on their way to the server.
+        folder = tempfile.mkdtemp() if store.is_s3(config.storage) else run_uri(config)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = self._wandb.init(
+                project=config.tracking.project,
+                id=config.name,
+                resume="allow",
+                config=config.flat(),
+                dir=folder,
+                # What the worker prints is Ray's.
+                settings=self._wandb.Settings(console="off"),
+            )
+        except self._wandb.Error as error:
+            raise ConfigError(f"tracking.kind=wandb: {_one_line(error)}", "tracking.kind") from None
+        # W&B drops what comes with a lower step of its own, as after a return to a checkpoint.
+        self._run.define_metric("*", step_metric="step")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Logs named numbers at a step."""
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, "step": step})
 
     def samples(self, clips_NTHWC: Clips, labels: list[str], fps: float, step: int) -> None:
         """Logs a contact sheet and an mp4."""
         with tempfile.TemporaryDirectory() as folder:
-            clip, sheet = Path(folder) / "clips.mp4", Path(folder) / "sheet.png"
-            clip.write_bytes(video.encode_mp4(video.grid(clips_NTHWC), fps))
-            sheet.write_bytes(video.contact_sheet(clips_NTHWC, labels))
+            clip, sheet = _write(folder, "clips", clips_NTHWC, labels, fps)
             media = {
                 "clips": self._wandb.Video(str(clip), format="mp4"),
                 "contact_sheet": self._wandb.Image(str(sheet)),
             }
-            self._run.log(media, step=step)
+            self._run.log({**media, "step": step})
 
     def close(self) -> None:
         """Flushes; the tracker takes nothing more."""
@@ -131,31 +176,77 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow in the experiment `tracking.project`; `MLFLOW_TRACKING_URI` says where."""
+    """A run of MLflow; the same name and storage go on in the same run.
+
+    Its params are those of the beginning: MLflow lets none change.
+    """
 
     def __init__(self, config: Config) -> None:
-        self._mlflow: Any = _extra("mlflow")
-        self._mlflow.set_experiment(config.tracking.project)
-        self._mlflow.start_run(run_name=config.name)
-        self._mlflow.log_params(config.flat())
+        mlflow: Any = _extra("mlflow")
+        self._entities: Any = mlflow.entities
+        uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+        if uri is None:
+            home = Path(run_uri(config)) / "mlflow"
+            home.mkdir(parents=True, exist_ok=True)
+            uri, artifacts = f"sqlite:///{home}/mlflow.db", (home / "artifacts").as_uri()
+        try:
+            self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
+            self._run = self._open(config, artifacts)
+        except mlflow.MlflowException as error:
+            raise ConfigError(
+                f"tracking.kind=mlflow at MLFLOW_TRACKING_URI={uri}: {_one_line(error)}",
+                "tracking.kind",
+            ) from None
+
+    def _open(self, config: Config, artifacts: str | None) -> str:
+        """The id of the run of this name and storage, begun where there is none."""
+        client, project = self._client, config.tracking.project
+        experiment = client.get_experiment_by_name(project)
+        if experiment is None:
+            place = client.create_experiment(project, artifact_location=artifacts)
+        else:
+            place = experiment.experiment_id
+        tag = {"raygen.run": run_uri(config)}
+        found = client.search_runs([place], f"tags.`raygen.run` = '{tag['raygen.run']}'")
+        if found:
+            run: str = found[0].info.run_id
+            client.update_run(run, status="RUNNING")
+            return run
+        run = client.create_run(place, run_name=config.name, tags=tag).info.run_id
+        params = [self._entities.Param(key, str(value)) for key, value in config.flat().items()]
+        for k in range(0, len(params), MLFLOW_PARAMS):
+            client.log_batch(run, params=params[k : k + MLFLOW_PARAMS])
+        return run
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Logs named numbers at a step."""
-        self._mlflow.log_metrics(dict(values), step=step)
+        now_ms = time.time_ns() // 1_000_000
+        metrics = [self._entities.Metric(k, float(v), now_ms, step) for k, v in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
 
     def samples(self, clips_NTHWC: Clips, labels: list[str], fps: float, step: int) -> None:
         """Logs a contact sheet and an mp4 as artifacts."""
         with tempfile.TemporaryDirectory() as folder:
-            name = f"samples-{step:08d}"
-            clip = video.encode_mp4(video.grid(clips_NTHWC), fps)
-            (Path(folder) / f"{name}.mp4").write_bytes(clip)
-            sheet = video.contact_sheet(clips_NTHWC, labels)
-            (Path(folder) / f"{name}.png").write_bytes(sheet)
-            self._mlflow.log_artifacts(folder, "samples")
+            _write(folder, f"samples-{step:08d}", clips_NTHWC, labels, fps)
+            self._client.log_artifacts(self._run, folder, "samples")
 
     def close(self) -> None:
         """Flushes; the tracker takes nothing more."""
-        self._mlflow.end_run()
+        self._client.set_terminated(self._run)
+
+
+def _write(
+    folder: str, name: str, clips_NTHWC: Clips, labels: list[str], fps: float
+) -> tuple[Path, Path]:
+    """The clips as an mp4 and as a contact sheet."""
+    clip, sheet = Path(folder) / f"{name}.mp4", Path(folder) / f"{name}.png"
+    clip.write_bytes(video.encode_mp4(video.grid(clips_NTHWC), fps))
+    sheet.write_bytes(video.contact_sheet(clips_NTHWC, labels))
+    return clip, sheet
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _extra(name: str) -> ModuleType:

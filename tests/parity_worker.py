@@ -1,30 +1,32 @@
-"""One rank of the parity test: trains the DeepSpeed pair and saves what it ends with.
+"""One rank of the parity test: trains what a list of cases says, and saves what each ends with.
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 \
-        python -m tests.parity_worker STAGE OUT.pt [key=value ...]
+        python -m tests.parity_worker CASES.pkl OUT_FOLDER
 
-`plain` trains the same in a plain PyTorch loop, over the whole global batch in one process;
-DEVICE=cuda does either on a GPU, without TF32;
-RESUME_AT=3 saves the engines before that step and goes on with new ones that load them; with
-HANDOVER=FOLDER they are left there, for another number of ranks to go on from with FROM=FOLDER.
+All cases in one process, since importing DeepSpeed takes longer than training any of them.
+DEVICE=cuda trains on a GPU, without TF32; HANDOVER is the folder of what is handed over.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
 
 from raygen.config import Config
+from raygen.draws import Draws
+from raygen.ema import ParameterEma
 from tests.plain_pair import PlainPair
 
-STEPS = 5
 CLASSES = 3
 BASE = {
     "data.frames": 4,
@@ -43,56 +45,93 @@ BASE = {
     "optim.critic.lr": 5e-5,
     "optim.ema_halflife": 20,
 }
-
-
 DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
+HANDOVER = Path(os.environ.get("HANDOVER", ""))
 
 
-def real(config: Config, step: int) -> tuple[Tensor, Tensor]:
-    """A global batch of noise clips, the same in every process."""
-    rng = torch.Generator().manual_seed(100 + step)
+@dataclass(frozen=True)
+class Case:
+    """A training from step `start` to `stop`, on a schedule of `steps`.
+
+    `plain` is the PyTorch loop, over whole batches; `wrong` are tests.wrong_pair's engines with
+    `mistake`; `misuse` trains nothing and says what came of each attempt to misuse a turn. Before
+    `resume_at` the engines are saved and new ones go on. `handover` names the folder, below
+    HANDOVER, in which they are left for another number of ranks to go on from as its `source`.
+    """
+
+    overrides: tuple[str, ...] = ()
+    kind: Literal["pair", "plain", "wrong", "misuse"] = "pair"
+    mistake: str = "none"
+    lr_scale: float = 1.0
+    start: int = 0
+    stop: int = 5
+    steps: int = 5
+    resume_at: int = -1
+    source: str = ""
+    handover: str = ""
+
+    @property
+    def config(self) -> Config:
+        """The small configuration that all cases share, with this case's overrides."""
+        return Config.load("tiny", [*(f"{k}={v}" for k, v in BASE.items()), *self.overrides])
+
+
+def batches(config: Config, step: int, rows: slice) -> list[tuple[Tensor, Tensor]]:
+    """The `rows` of a step's global batches of noise clips, the same in every process."""
+    made = []
     data, count = config.data, config.train.batch_size
-    shape = (count, 3, data.frames, data.size, data.size)
-    x_BCTHW = torch.rand(shape, generator=rng) * 2 - 1
-    y_B = torch.randint(CLASSES, (count,), generator=rng)
-    return x_BCTHW.to(DEVICE), y_B.to(DEVICE)
+    for number in range(config.loss.critic_steps):
+        rng = torch.Generator().manual_seed(100 + step + 1000 * number)
+        shape = (count, 3, data.frames, data.size, data.size)
+        x_BCTHW = torch.rand(shape, generator=rng) * 2 - 1
+        y_B = torch.randint(CLASSES, (count,), generator=rng)
+        made.append((x_BCTHW[rows].to(DEVICE), y_B[rows].to(DEVICE)))
+    return made
 
 
-def train_pair(config: Config) -> dict[str, Any]:
-    """The engines under test; the state of both networks after STEPS steps."""
-    import deepspeed
+def train_pair(case: Case) -> dict[str, Any]:
+    """The engines under test; the state of both networks at the end."""
+    from raygen.engine import Pair
 
-    from raygen.engine import Draws, Pair
-
-    resume_at = int(os.environ.get("RESUME_AT", -1))
-    handover, source = os.environ.get("HANDOVER"), os.environ.get("FROM")
-
-    deepspeed.init_distributed("nccl" if DEVICE.type == "cuda" else "gloo")
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    pair = Pair(config, CLASSES, device=DEVICE, world_size=world_size)
-    if source:
-        pair = taken_over(source, config, world_size)
+    config = case.config
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    if case.source:
+        pair = taken_over(HANDOVER / case.source, config)
+    else:
+        pair = Pair(config, CLASSES, device=DEVICE, world_size=world_size, lr_scale=case.lr_scale)
     share = config.train.batch_size // world_size
     rows = slice(rank * share, (rank + 1) * share)
-    for step in range(resume_at if source else 0, STEPS):
-        if step == resume_at and handover:
-            average = pair.ema.gather()
-            pair.save(handover)
-            if rank == 0:
-                torch.save(average, Path(handover) / "ema.pt")
-            return {}
-        if step == resume_at and not source:
-            pair = restarted(pair, config, world_size)
-        x_BCTHW, y_B = real(config, step)
-        draws = Draws.at(config, step, rows)
-        pair.step(x_BCTHW[rows], y_B[rows], draws, step=step, progress=step / STEPS)
+    figures: dict[str, Tensor] = {}
+    for step in range(case.start, case.stop):
+        if step == case.resume_at:
+            pair = restarted(pair, config)
+        figures = pair.step(
+            batches(config, step, rows),
+            Draws.at(config, step, rows),
+            step=step,
+            progress=step / case.steps,
+        )
     ema = pair.ema.gather()
-    with deepspeed.zero.GatheredParameters(list(pair.generator.module.parameters())):
-        generator = {k: v.clone() for k, v in pair.generator.module.state_dict().items()}
-    return {"generator": generator, "critic": pair.critic.module.state_dict(), "ema": ema}
+    if case.handover:
+        pair.save(str(HANDOVER / case.handover))
+        if rank == 0:
+            torch.save(ema, HANDOVER / case.handover / "ema.pt")
+    return {
+        "generator": whole(pair.generator.module, pair.generator.stage),
+        "critic": whole(pair.critic.module, pair.critic.stage),
+        "ema": ema,
+        "figures": figures,
+        "notes": pair.notes,
+    }
 
 
-def restarted(pair: Any, config: Config, world_size: int) -> Any:
+def whole(module: torch.nn.Module, stage: int) -> dict[str, Tensor]:
+    """A network's parameters and buffers in fp32; collective at stage 3."""
+    # DeepSpeed's own GatheredParameters refuses layers whose inputs took no gradient.
+    return ParameterEma(module, sharded=stage == 3).gather()
+
+
+def restarted(pair: Any, config: Config) -> Any:
     """A new pair, of other initial weights, that takes up a checkpoint of this one."""
     from raygen.engine import Pair
 
@@ -102,58 +141,125 @@ def restarted(pair: Any, config: Config, world_size: int) -> Any:
     pair.save(folder[0])
     distributed.barrier()
     other = Config.parse(config.dump(), {"seed": config.seed + 1})
-    new = Pair(other, CLASSES, device=DEVICE, world_size=world_size)
+    new = Pair(other, CLASSES, device=DEVICE, world_size=distributed.get_world_size())
     new.load(folder[0], average)
     distributed.barrier()
     shutil.rmtree(folder[0], ignore_errors=True)
     return new
 
 
-def taken_over(folder: str, config: Config, world_size: int) -> Any:
-    """A new pair that goes on from what another number of ranks left in `folder`."""
-    from raygen import reshard
+def taken_over(folder: Path, config: Config) -> Any:
+    """A new pair that goes on from what another number of ranks left in `folder`.
+
+    `folder`/universal, where it is there, is what raygen.reshard made of it.
+    """
     from raygen.engine import Pair
 
-    universal = config.train.zero_stage > 0
-    if universal and int(os.environ["RANK"]) == 0:
-        reshard.to_universal(folder, folder + "/universal")
-    distributed.barrier()
+    universal = folder / "universal"
     other = Config.parse(config.dump(), {"seed": config.seed + 1})
-    new = Pair(other, CLASSES, device=DEVICE, world_size=world_size, universal=universal)
-    new.load(folder + "/universal" if universal else folder, torch.load(folder + "/ema.pt"))
+    new = Pair(
+        other,
+        CLASSES,
+        device=DEVICE,
+        world_size=distributed.get_world_size(),
+        universal=universal.is_dir(),
+    )
+    new.load(str(folder), torch.load(folder / "ema.pt"), str(universal))
     return new
 
 
-def train_plain(config: Config) -> dict[str, Any]:
+def train_plain(case: Case) -> dict[str, Any]:
     """The same training in a plain loop."""
-    from raygen.engine import Draws
-
+    config, rows = case.config, slice(0, case.config.train.batch_size)
     plain = PlainPair(config, CLASSES, DEVICE)
-    for step in range(STEPS):
-        draws = Draws.at(config, step, slice(0, config.train.batch_size))
-        plain.step(*real(config, step), draws, step=step, progress=step / STEPS)
+    for step in range(case.start, case.stop):
+        draws = Draws.at(config, step, rows)
+        plain.step(batches(config, step, rows), draws, step=step, progress=step / case.steps)
     generator, critic = plain.generator.state_dict(), plain.critic.state_dict()
     return {"generator": generator, "critic": critic, "ema": plain.average}
 
 
+def train_wrong(case: Case) -> dict[str, Any]:
+    """Engines driven by hand; what they end with, or the `error` that stopped them."""
+    from tests.wrong_pair import WrongPair
+
+    config, rows = case.config, slice(0, case.config.train.batch_size)
+    wrong = WrongPair(config, CLASSES, config.train.zero_stage, case.mistake)
+    try:
+        for step in range(case.start, case.stop):
+            ((x_BCTHW, y_B),) = batches(config, step, rows)
+            draws = Draws.at(config, step, rows)
+            wrong.step(x_BCTHW, y_B, draws, step=step, progress=step / case.steps)
+    except (RuntimeError, AssertionError, IndexError) as error:
+        return {"error": str(error)}
+    stage = config.train.zero_stage
+    generator, critic = wrong.generator.module, wrong.critic.module
+    return {"generator": whole(generator, stage), "critic": whole(critic, stage)}
+
+
+def misuse(case: Case) -> dict[str, Any]:
+    """What came of each attempt to misuse a pair's turns: the error, or a finding."""
+    from raygen.engine import Pair
+    from raygen.network import turn
+
+    config, rows = case.config, slice(0, case.config.train.batch_size)
+    pair = Pair(config, CLASSES, device=DEVICE, world_size=1)
+    ((x_BCTHW, y_B),) = batches(config, 0, rows)
+    z_BD = Draws.at(config, 0, rows).generator.z_BD
+    found: dict[str, Any] = {}
+
+    def attempt(name: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+            found[name] = "nothing"
+        except (RuntimeError, AssertionError) as error:
+            found[name] = str(error)
+
+    with turn(pair.critic, against=pair.generator) as (critic, generate):
+        frozen = generate(z_BD, y_B)
+        attempt("a double backward at stage 3", lambda: critic.gradient_penalty(x_BCTHW, y_B))
+        attempt("training the opponent", lambda: critic.minimise(frozen.mean()))
+    with turn(pair.generator, against=pair.critic) as (generator, judge):
+        attempt("the critic's engine in the generator's turn", lambda: critic(x_BCTHW, y_B))
+        generator.minimise(judge(generator(z_BD, y_B), y_B).mean())
+        found["gradients of the critic"] = [p.grad for p in pair.critic.module.parameters()]
+    attempt("a critic that is frozen no more", lambda: judge(x_BCTHW, y_B))
+    found["frozen for good"] = [
+        name
+        for network in (pair.generator, pair.critic)
+        for name, p in network.module.named_parameters()
+        if not p.requires_grad
+    ]
+    found["finite"] = pair.finite()
+    last: Any = list(pair.critic.module.parameters())[-1]
+    held = last.ds_tensor if pair.critic.stage == 3 else last.data
+    held.view(-1)[-1] = torch.nan
+    found["finite with a nan"] = pair.finite()
+    return found
+
+
+def on_cpu(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: on_cpu(branch) for name, branch in tree.items()}
+    return tree.cpu() if isinstance(tree, Tensor) else tree
+
+
 def main() -> None:
+    import deepspeed
+
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-    stage, out, *overrides = sys.argv[1:]
-    tree = {**BASE, "train.zero_stage": 0 if stage == "plain" else int(stage)}
-    config = Config.load("tiny", [*(f"{k}={v}" for k, v in tree.items()), *overrides])
-    result = train_plain(config) if stage == "plain" else train_pair(config)
-    if os.environ.get("RANK", "0") == "0":
-        cpu = {
-            network: {name: tensor.cpu() for name, tensor in tensors.items()}
-            for network, tensors in result.items()
-        }
-        torch.save(cpu, Path(out))
-    if distributed.is_initialized():
-        # Left to the interpreter's exit, gloo's threads now and then abort it.
-        distributed.barrier()
-        distributed.destroy_process_group()
+    cases: list[Case] = pickle.loads(Path(sys.argv[1]).read_bytes())
+    deepspeed.init_distributed("nccl" if DEVICE.type == "cuda" else "gloo")
+    train = {"pair": train_pair, "plain": train_plain, "wrong": train_wrong, "misuse": misuse}
+    for number, case in enumerate(cases):
+        result = train[case.kind](case)
+        if distributed.get_rank() == 0:
+            torch.save(on_cpu(result), Path(sys.argv[2]) / f"{number}.pt")
+    # Left to the interpreter's exit, gloo's threads now and then abort it.
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ FAULTS = {
     "truncate": "half the body comes, and then an orderly end",
     "torn": "half the body comes, and then a reset",
     "slow": "no byte comes for SILENCE_S",
+    "half": "half of the request's body gets through, and then nothing until the client gives up",
     "replace": "other bytes lie there before the request gets through",
 }
 """Kinds that concern the connection or the object."""
@@ -152,7 +153,8 @@ class S3Proxy:
     ) -> None:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
         up_writer.write(_closing(head))
-        upload = asyncio.create_task(_pump(reader, up_writer))
+        most = int(_fields(head)["content-length"]) // 2 if kind == "half" else None
+        upload = asyncio.create_task(_pump(reader, up_writer, most))
         try:
             if kind == "lost":
                 await _final_head(up_reader, writer)
@@ -188,11 +190,16 @@ class S3Proxy:
         up_writer.close()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None
+) -> None:
+    """Passes on what comes, `most` bytes at the most."""
+    left = float("inf") if most is None else most
     with suppress(ConnectionError):
-        while chunk := await reader.read(1 << 18):
+        while left and (chunk := await reader.read(int(min(left, 1 << 18)))):
             writer.write(chunk)
             await writer.drain()
+            left -= len(chunk)
 
 
 async def _final_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 
-from raygen.data import decode, store
+from raygen.config import LimitsConfig
+from raygen.data import decode, store, warden
 from raygen.data.catalog import Catalogue
+from raygen.data.known import Row
 from raygen.data.labels import source
 from raygen.data.listing import Listing
-from raygen.data.probing import RayWorkers, Task, new_row, open_row
+from raygen.data.probing import LocalWorkers, Prober, RayWorkers, Task, new_row, open_row
 from raygen.data.scan import Report, scan, scan_to
 from raygen.data.store import Object
-from raygen.errors import DataError, StorageError
+from raygen.errors import AccessError, DataError, StorageError
 from tests.clips import encode, moving
 from tests.s3_proxy import S3Proxy
+
+BOMB = 6144  # pixels, of each side of a frame
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -261,17 +266,156 @@ def test_nothing_to_scan_and_nowhere_to_write(s3: str, small: bytes, tmp_path: P
         scan_to(str(tmp_path), "s3://no-such-bucket-at-all/c.parquet")
 
 
+def tasks(*paths: Path, offset: int = 0, size: int | None = None) -> list[Task]:
+    """What a scan would ask of files that a listing leaves out too."""
+    items = []
+    for path in paths:
+        stat = path.stat()
+        etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+        items.append(Object(str(path), size or stat.st_size, etag))
+    return [Task(item, [new_row(item.uri, item.etag, offset, item.size)], False) for item in items]
+
+
 @pytest.fixture
-def _local_ray() -> Iterator[None]:
+def among_good(small: bytes, tmp_path: Path) -> list[Path]:
+    """Twenty videos, and in the middle a FIFO: whoever opens it waits."""
+    paths = [tmp_path / f"{number:02d}.mp4" for number in range(21)]
+    for path in paths:
+        path.write_bytes(small)
+    paths[10].unlink()
+    os.mkfifo(paths[10])
+    return paths
+
+
+def all_but_one(rows: list[list[Row]], frames: int = 16) -> Row:
+    """The row of the FIFO; the others are as they are without it."""
+    (odd,) = rows.pop(10)
+    assert [(row["status"], row["frames"]) for (row,) in rows] == [("ok", frames)] * 20
+    return odd
+
+
+def kill_at(index: int, prober: Prober, number: int, times: int) -> threading.Thread:
+    """Sends the child a signal, so often, whenever it is at that job."""
+
+    def run() -> None:
+        for _ in range(times):
+            while (pid := prober.warden.pid) is None or not at():
+                time.sleep(0.001)
+            os.kill(pid, number)
+            while prober.warden.pid == pid or at():
+                time.sleep(0.001)
+
+    def at() -> bool:
+        rows = prober.warden.progress[index : index + 1]
+        return bool(rows["begun"].any() and not rows["done"].any())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_video_that_kills_its_prober_twice_is_refused(
+    among_good: list[Path], number: signal.Signals
+) -> None:
+    with closing(Prober(LimitsConfig())) as prober:
+        kill_at(10, prober, number, times=2)
+        rows = prober.complete(tasks(*among_good))
+        assert prober.warden.restarts == 2
+    odd = all_but_one(rows)
+    assert (odd["status"], odd["codec"]) == ("refused", "")
+    assert odd["reason"] == f"crashed the decoder ({number.name})"
+
+
+def test_a_prober_is_small_and_when_killed_by_an_outsider_costs_no_video(
+    small: bytes, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number:03d}.mp4" for number in range(300)]
+    for path in paths:
+        path.write_bytes(small)
+    with closing(Prober(LimitsConfig())) as prober:
+        prober.complete(tasks(paths[0]))
+        assert prober.warden.pid is not None
+        maps = Path(f"/proc/{prober.warden.pid}/maps").read_text()
+        assert not [name for name in ("torch", "arrow", "pydantic", "_raylet") if name in maps]
+        threading.Timer(0.05, os.kill, (prober.warden.pid, signal.SIGKILL)).start()
+        rows = prober.complete(tasks(*paths))
+        assert prober.warden.restarts == 1
+    assert [row["frames"] for (row,) in rows] == [16] * 300
+
+
+def test_a_video_that_hangs_its_prober_is_refused(among_good: list[Path]) -> None:
+    with LocalWorkers(LimitsConfig(seconds=1.5)) as workers:
+        rows = workers.submit(tasks(*among_good))()
+    odd = all_but_one(rows)
+    assert (odd["status"], odd["codec"]) == ("refused", "")
+    assert odd["reason"] == "took more than 1.5 s to decode (data.limits.seconds)"
+
+
+def test_what_cannot_be_fetched_is_asked_for_again(
+    among_good: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden, "FETCH_SECONDS", 1.5)
+    with closing(Prober(LimitsConfig())) as prober:
+        # As a member of a shard it is read by ranges.
+        ((odd,),) = prober.complete(tasks(among_good[10], offset=1, size=9))
+    assert (odd["status"], odd["codec"]) == ("refused", None)
+    assert odd["reason"] == "took more than 1.5 s to fetch"
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A video of few bytes and large frames."""
+    return encode(np.zeros((1, 16, 16, 3), np.uint8), size=BOMB)
+
+
+def test_what_asks_for_too_much_is_refused_by_the_limits(
+    small: bytes, bomb: bytes, tmp_path: Path
+) -> None:
+    for name, data in (("1.mp4", small), ("2.mp4", bomb), ("3.mp4", small)):
+        (tmp_path / name).write_bytes(data)
+    for limits, reason in (
+        (LimitsConfig(), ""),
+        (LimitsConfig(memory_mb=64), "needs more than 64 MB to decode (data.limits.memory_mb)"),
+        (
+            LimitsConfig(megapixels=37),
+            f"has frames of {BOMB}x{BOMB} pixels, more than data.limits.megapixels=37 allows",
+        ),
+    ):
+        rows = scan(str(tmp_path), limits=limits).table.to_pylist()
+        assert [row["reason"] for row in rows] == ["", reason, ""]
+
+
+def test_a_scan_that_fails_leaves_no_prober(
+    among_good: list[Path], small: bytes, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:7")
+    gone = Object(f"{s3}/1.mp4", len(small), "x")
+    out_of_reach = Task(gone, [new_row(gone.uri, gone.etag, 0, gone.size)], False)
+    probers: list[Prober] = []
+
+    def fails() -> None:
+        with LocalWorkers(LimitsConfig()) as workers:
+            workers.submit(tasks(*among_good))  # which hangs for long, and is not waited for
+            try:
+                workers.submit([out_of_reach])()
+            finally:
+                probers.extend(workers.probers)
+
+    with pytest.raises(AccessError, match="cannot reach S3"):
+        fails()
+    assert [prober.warden.pid for prober in probers] == [None, None]
+
+
+@pytest.fixture(scope="module")
+def _local_ray(_s3_server: str) -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
 
 @pytest.mark.usefixtures("_local_ray")
-def test_rays_tasks_give_the_rows_that_threads_give(
-    s3: str, small: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rays_tasks_give_the_rows_that_children_give(s3: str, small: bytes) -> None:
     for number in range(40):
         store.write_bytes(f"{s3}/{number % 3}/{number}.mp4", small if number % 7 else b"<html>")
     store.write_bytes(f"{s3}/x.tar", shard({"0.mp4": small, "0.txt": b"hello"}))
@@ -279,41 +423,13 @@ def test_rays_tasks_give_the_rows_that_threads_give(
 
 
 @pytest.mark.usefixtures("_local_ray")
-def test_what_kills_the_process_that_probes_it_is_refused_alone(
-    small: bytes, tmp_path: Path
+def test_rays_tasks_refuse_what_hangs_or_ends_their_children(
+    among_good: list[Path], bomb: bytes
 ) -> None:
-    (tmp_path / "1.mp4").write_bytes(small)
-    (tmp_path / "3.mp4").write_bytes(small)
-    os.mkfifo(tmp_path / "2.mp4")  # whoever opens it waits, and is killed
-    ((_, etag), (_, other)) = ((item.uri, item.etag) for item in store.list_objects(str(tmp_path)))
-    items = [
-        Object(str(tmp_path / f"{number}.mp4"), len(small), tag)
-        for number, tag in ((1, etag), (2, "x"), (3, other))
-    ]
-    tasks = [Task(item, [new_row(item.uri, item.etag, 0, item.size)], False) for item in items]
-    ended = threading.Event()
-
-    def kill() -> None:
-        while not ended.wait(3):
-            for process in psutil.process_iter(["name", "cmdline"]):
-                if (process.info["cmdline"] or [])[:1] == ["ray::complete"] and _ours(process):
-                    process.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        with RayWorkers() as workers:
-            rows = [row for found in workers.submit(tasks)() for row in found]
-    finally:
-        ended.set()
-        killer.join()
-    assert [row["status"] for row in rows] == ["ok", "refused", "ok"]
-    assert rows[1]["reason"] == "crashed the process that probed it"
-    assert rows[0]["frames"] == 16
-
-
-def _ours(process: psutil.Process) -> bool:
-    """Whether this test's own Ray started the process."""
-    with suppress(psutil.Error):
-        return os.getpid() in (parent.pid for parent in process.parents())
-    return False
+    among_good[5].write_bytes(bomb)
+    with RayWorkers(LimitsConfig(seconds=2.5, memory_mb=64)) as workers:
+        rows = workers.submit(tasks(*among_good))()
+    found = [(row["status"], row["reason"]) for (row,) in rows]
+    assert found.pop(10)[1] == "took more than 2.5 s to decode (data.limits.seconds)"
+    assert found.pop(5)[1] == "needs more than 64 MB to decode (data.limits.memory_mb)"
+    assert found == [("ok", "")] * 19

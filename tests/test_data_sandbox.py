@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from raygen.config import DataConfig, LimitsConfig
-from raygen.data import decode, sandbox, store
+from raygen.data import decode, store, warden
 from raygen.data.frames import Clip
 from raygen.data.sandbox import Decoded, Refusal, Request, Sandbox
 from raygen.errors import AccessError, RaygenError
@@ -211,7 +211,7 @@ def test_a_clip_that_hangs_is_refused_and_the_rest_comes(shapes: Path, tmp_path:
 def test_storage_that_hangs_is_refused(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "FETCH_SECONDS", 1.5)
+    monkeypatch.setattr(warden, "FETCH_SECONDS", 1.5)
     paths = videos(shapes)
     stuck = request(fifo(tmp_path), offset=1, size=100)
     with opened(config()) as box:

@@ -6,11 +6,12 @@ Knows neither torch nor Ray: a decode actor starts as fast as these imports.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raygen.config import DataConfig
@@ -18,10 +19,11 @@ from raygen.data import clipstore, grid
 from raygen.data import plan as plans
 from raygen.data.catalog import Catalogue
 from raygen.data.clipstore import ClipStore
+from raygen.data.known import Row
 from raygen.data.plan import Span
 from raygen.data.sandbox import Refusal, Request, Sandbox
 
-_COLUMNS = ("uri", "etag", "offset", "bytes", "duration", "cuts", "width", "height")
+_COLUMNS = ["uri", "etag", "offset", "bytes", "duration", "cuts", "width", "height"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes clips of one catalogue; close it to end its child process."""
+    """Decodes clips of one catalogue; close it to end its child process.
+
+    Fastest where the catalogue's table is one chunk: rows are looked up in each call.
+    """
 
     def __init__(self, catalogue: Catalogue, config: DataConfig) -> None:
-        self.table = catalogue.table
+        self.videos = catalogue.table.select(_COLUMNS)
         self.labels = catalogue.labels()
         self.config = config
         self.sandbox = Sandbox(config)
@@ -52,10 +57,10 @@ class Decoder:
 
         Raises AccessError where the storage as a whole is out of reach.
         """
-        requests = {p: self._request(span) for p, span in wanted.items()}
+        requests = self._requests(wanted.values())
         config = self.config
         clips = np.empty((len(wanted), config.frames, config.size, config.size, 3), np.uint8)
-        made = self._make(list(requests.values()), clips)
+        made = self._make(requests, clips)
         good = [i for i, result in enumerate(made) if not isinstance(result, str)]
         seconds = np.array([made[i] for i in good], np.float32).reshape(-1, 2)
         rows = np.array([span.row for span in wanted.values()], np.int64)
@@ -119,15 +124,19 @@ class Decoder:
                 made.append((result.fetch_s, result.decode_s))
         return made
 
-    def _request(self, span: Span) -> Request:
-        uri, etag, offset, size, seconds, cuts, width, height = (
-            self.table[name][span.row].as_py() for name in _COLUMNS
-        )
+    def _requests(self, spans: Collection[Span]) -> list[Request]:
+        rows = pa.array([span.row for span in spans], pa.int64())
+        videos = self.videos.take(rows).to_pylist()
+        return [self._request(*each) for each in zip(spans, videos, strict=True)]
+
+    def _request(self, span: Span, video: Row) -> Request:
         clip_seconds = self.config.frames / self.config.fps
-        low, high, start = plans.shot(cuts or (), seconds, clip_seconds, span.start)
+        cuts, seconds = video["cuts"] or (), video["duration"]
+        low, high, start = plans.shot(cuts, seconds, clip_seconds, span.start)
         if self.kept is not None:
             # Only clips that begin on the cache's grid are ever met again.
             start = grid.snap(start, low, high, self.config)
         # A square has no room to move in, and the sandbox keeps what is cut at the centre.
-        crop = plans.CENTRE if width == height else span.crop
+        crop = plans.CENTRE if video["width"] == video["height"] else span.crop
+        uri, etag, offset, size = (video[name] for name in ("uri", "etag", "offset", "bytes"))
         return Request(uri, etag, offset, size, seconds, start, crop, low, high)

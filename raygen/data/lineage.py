@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen.data import store
-from raygen.errors import StorageError
 
 FOLDER = "consumed"
 SCHEMA = pa.schema([("step", pa.int64()), ("row", pa.int64())])
@@ -34,21 +33,25 @@ def add(run_uri: str, step: int, consumed: Sequence[tuple[int, int]]) -> None:
 
 
 def read(run_uri: str) -> pa.Table:
-    """Columns step and row (of the run's catalogue): one row for each time a clip was used."""
+    """Columns step and row (of the run's catalogue): one row for each time a clip was used.
+
+    Raises StorageError where the files cannot be listed or read.
+    """
     files = [pq.read_table(io.BytesIO(store.read_bytes(uri))) for _, uri in _files(run_uri)]
     return pa.concat_tables([SCHEMA.empty_table(), *files])
 
 
 def forget_after(run_uri: str, step: int) -> None:
-    """Deletes what is ahead of the checkpoint that a run goes on from."""
+    """Deletes what is ahead of the checkpoint that a run goes on from. Raises StorageError."""
     for saved, uri in _files(run_uri):
         if saved > step:
             store.delete(uri)
 
 
 def _files(run_uri: str) -> list[tuple[int, str]]:
-    try:
-        found = list(store.list_objects(store.join(run_uri, FOLDER)))
-    except StorageError:
-        return []  # a folder that no checkpoint has made yet
+    folder = store.join(run_uri, FOLDER)
+    if not store.is_s3(folder) and not Path(folder).is_dir():
+        return []  # no checkpoint has made it yet; on S3 there is nothing to make
+    # A process that was killed while it wrote leaves a file of another name.
+    found = [o for o in store.list_objects(folder) if PurePosixPath(o.uri).stem.startswith("step-")]
     return sorted((int(PurePosixPath(o.uri).stem.removeprefix("step-")), o.uri) for o in found)

@@ -1,32 +1,35 @@
 """Objects to rows of a catalogue: headers by ranged reads, tar shards member by member.
 
-Work is spread over threads, or over Ray's tasks where it is large. A video whose header kills the
-process that reads it ends as a refused row under Ray; threads it would take with it.
+Videos are opened in child processes (raygen.data.probing_child), several at a time in each, so
+that one that crashes FFmpeg, hangs it or bloats it is a refused row. The children are this
+process's, or where there is much to do those of Ray's tasks.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import tarfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, Self, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
-from raygen.data import decode, labels, screen, store
-from raygen.data.known import Row
-from raygen.data.listing import SHARD, SUFFIXES, suffix
-from raygen.data.store import Object
-from raygen.errors import AccessError, DataError, StorageError
+from raygen.data.warden import Warden
+from raygen.errors import ClusterError
 
-THREADS = 8
-TASK = 16  # objects of one of Ray's tasks
-CPUS_PER_TASK = 0.25  # most of its time a task waits for storage
-SIDECAR_BYTES = 1 << 20
-SIDECARS = (".txt", ".cls", ".json")
-_BLOCK = 256 << 10
-_HEADER_BLOCK = 16 << 10  # bytes fetched around a tar header: its small neighbours come with it
-_LOOK_BLOCK = 8 << 20  # bytes a request, where all of a video is read
+if TYPE_CHECKING:
+    # The child imports this module, and starts sooner without pydantic and Arrow.
+    from raygen.config import LimitsConfig
+    from raygen.data.known import Row
+    from raygen.data.store import Object
+
+CHILD = "raygen.data.probing_child"
+CHILDREN = 2  # of a scan without Ray: as one is through with a group, the other is busy
+TASK = 64  # objects of one of Ray's tasks
+RETRIES = 5  # of a task of Ray's whose node went
+AT_ONCE = 1024  # jobs that a child is told of
+BLOCK = 256 << 10  # bytes a request
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,23 @@ class Task:
     item: Object
     rows: list[Row]
     look: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video, as far as it is known, or a tar shard whose members are to be listed."""
+
+    row: Row
+    look: bool = False
+    shard: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a child is told once: its limits in bytes and megapixels."""
+
+    memory_bytes: int
+    megapixels: float
 
 
 def new_row(uri: str, etag: str, offset: int, size: int) -> Row:
@@ -50,36 +70,96 @@ def refuse(row: Row, reason: str) -> Row:
     return row | {"status": "refused", "reason": reason}
 
 
-def complete(tasks: list[Task]) -> list[list[Row]]:
-    """The rows of each task's object: listed, probed and looked at as far as they are not yet.
-
-    Raises AccessError where storage as a whole is out of reach.
-    """
-    return [[_looked(_probed(row), task.look) for row in _rows(task)] for task in tasks]
+def refuse_for_good(row: Row, reason: str) -> Row:
+    """The refused row; a next scan will not probe it again."""
+    return refuse(row, reason) | {"codec": ""}
 
 
-class Threads:
-    """Runs `complete` in threads of this process."""
+class Prober:
+    """Completes rows by way of a child. One caller at a time; the child starts with the first."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        settings = {"memory_bytes": limits.memory_mb << 20, "megapixels": limits.megapixels}
+        self.warden = Warden(CHILD, settings, memory_mb=limits.memory_mb, seconds=limits.seconds)
+
+    def complete(self, tasks: Sequence[Task]) -> list[list[Row]]:
+        """The rows of each task's object: listed, probed and looked at as far as they are not yet.
+
+        Raises AccessError where storage as a whole is out of reach, RaygenError where no child can
+        be started.
+        """
+        shards = [new_row(t.item.uri, t.item.etag, 0, t.item.size) for t in tasks if not t.rows]
+        members = iter(self._done([Job(row, shard=True) for row in shards]))
+        rows = [task.rows or next(members) for task in tasks]
+        jobs = [Job(row, t.look) for t, some in zip(tasks, rows, strict=True) for row in some]
+        done = itertools.chain.from_iterable(self._done(jobs))
+        return [list(itertools.islice(done, len(some))) for some in rows]
+
+    def close(self) -> None:
+        """Ends the child; the prober is of no use afterwards."""
+        self.warden.close()
+
+    def _done(self, jobs: Sequence[Job]) -> list[list[Row]]:
+        """The rows that each job comes to."""
+        found: list[list[Row]] = []
+        for first in range(0, len(jobs), AT_ONCE):
+            part = jobs[first : first + AT_ONCE]
+            refused: dict[int, str] = {}
+            made = self.warden.see_through(len(part), refused, functools.partial(_chosen, part))
+            for index, job in enumerate(part):
+                if index in refused:
+                    # Of a video whose bytes had not come nothing is known.
+                    fetched = self.warden.progress["fetched"][index] > 0
+                    row = (refuse_for_good if fetched else refuse)(job.row, refused[index])
+                    made[index] = [row]
+            found += [made[index] for index in range(len(part))]
+        return found
+
+
+def _chosen(jobs: Sequence[Job], indices: list[int]) -> list[tuple[int, Job]]:
+    return [(index, jobs[index]) for index in indices]
+
+
+class LocalWorkers:
+    """Completes rows in children of this process."""
 
     ahead = 4  # groups of a listing that may be under way
 
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self.probers: list[Prober] = []
+
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(THREADS)
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(CHILDREN, initializer=self._begin)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None:
+            for prober in self.probers:
+                prober.warden.stop()
         self._pool.shutdown(cancel_futures=True)
+        for prober in self.probers:
+            prober.close()
 
     def submit(self, tasks: list[Task]) -> Callable[[], list[list[Row]]]:
         """A function that waits for the rows of each task."""
-        futures = [self._pool.submit(complete, [task]) for task in tasks]
-        return lambda: [rows for future in futures for rows in future.result()]
+        if not tasks:
+            return list
+        return self._pool.submit(lambda: self._own.prober.complete(tasks)).result
+
+    def _begin(self) -> None:
+        self._own.prober = Prober(self._limits)
+        self.probers.append(self._own.prober)
 
 
 class RayWorkers:
-    """Runs `complete` in Ray's tasks, on whatever cluster there is."""
+    """Completes rows in Ray's tasks, on whatever cluster there is, each process with its child."""
 
     ahead = 64
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
 
     def __enter__(self) -> Self:
         import ray
@@ -87,7 +167,7 @@ class RayWorkers:
         from raygen.ray_session import join
 
         join()
-        remote = ray.remote(num_cpus=CPUS_PER_TASK, max_retries=1, scheduling_strategy="SPREAD")
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")
         self._complete = remote(complete)
         return self
 
@@ -97,100 +177,38 @@ class RayWorkers:
     def submit(self, tasks: list[Task]) -> Callable[[], list[list[Row]]]:
         """A function that waits for the rows of each task."""
         parts = [tasks[i : i + TASK] for i in range(0, len(tasks), TASK)]
-        waiting = [(part, self._complete.remote(part)) for part in parts]
-        return lambda: [rows for part, result in waiting for rows in self._wait(part, result)]
-
-    def _wait(self, tasks: list[Task], result: Any) -> list[list[Row]]:
-        import ray
-
-        try:
-            rows: list[list[Row]] = ray.get(result)
-            return rows
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.WorkerCrashedError:
-            if len(tasks) > 1:
-                # One of them did it: each in a task of its own.
-                alone = [([task], self._complete.remote([task])) for task in tasks]
-                return [rows for part, again in alone for rows in self._wait(part, again)]
-            item = tasks[0].item
-            row = new_row(item.uri, item.etag, 0, item.size) | {"codec": ""}
-            return [[refuse(row, "crashed the process that probed it")]]
+        waiting = [self._complete.remote(part, self._limits) for part in parts]
+        return lambda: [rows for result in waiting for rows in _wait(result)]
 
 
-def _rows(task: Task) -> list[Row]:
-    if task.rows or suffix(task.item.uri) != SHARD:
-        return task.rows
-    return list(_members(task.item))
+def complete(tasks: Sequence[Task], limits: LimitsConfig) -> list[list[Row]]:
+    """`Prober.complete` with the child that this process keeps."""
+    return _prober(limits).complete(tasks)
 
 
-def _probed(row: Row) -> Row:
-    if row.get("codec") is not None or row["status"] != "ok":
-        return row
+@functools.cache
+def _prober(limits: LimitsConfig) -> Prober:
+    return Prober(limits)
+
+
+def _wait(result: Any) -> list[list[Row]]:
+    import ray
+
     try:
-        return row | asdict(decode.probe(open_row(row)))
-    except DataError as error:
-        return refuse(row, str(error)) | {"codec": ""}
-    except AccessError:
-        raise
-    except StorageError as error:
-        return refuse(row, str(error))  # and to be probed by the next scan
+        rows: list[list[Row]] = ray.get(result)
+        return rows
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        what = str(error).partition("\n")[0]
+        raise ClusterError(f"Ray lost a task of the scan {RETRIES + 1} times: {what}") from None
 
 
-def _looked(row: Row, wanted: bool) -> Row:
-    if not wanted or row["status"] != "ok" or row.get("motion") is not None:
-        return row
-    try:
-        seen = screen.look(open_row(row, _LOOK_BLOCK), row["duration"], row["fps"])
-        return row | asdict(seen)
-    except DataError as error:
-        return refuse(row, str(error)) | {"codec": ""}
-    except AccessError:
-        raise
-    except StorageError as error:
-        return refuse(row, str(error)) | {"codec": None}
-
-
-def open_row(row: Row, block: int = _BLOCK) -> BinaryIO:
+def open_row(row: Row, block: int = BLOCK) -> BinaryIO:
     """The bytes of a row's video as a file that fetches what is read, `block` bytes or more."""
+    from raygen.data import store
+
     file = store.RangedFile(
         row["uri"], row["bytes"], offset=row["offset"], etag=row["etag"], block=block
     )
     return cast(BinaryIO, file)
-
-
-def _members(item: Object) -> Iterator[Row]:
-    """A row for each video in a tar shard, and a refused one where the shard itself is broken.
-
-    `member` is the path of the video as if the shard were a folder's content.
-    """
-    folder = item.uri.rpartition("/")[0]
-    try:
-        file = store.RangedFile(item.uri, item.size, etag=item.etag, block=_HEADER_BLOCK)
-        with tarfile.open(fileobj=file, mode="r:") as shard:
-            members = (member for member in shard if member.isfile())
-            for _, sample in itertools.groupby(members, key=lambda member: _key(member.name)):
-                files = {suffix(member.name): member for member in sample}
-                beside = {
-                    end[1:]: shard.extractfile(member).read()  # type: ignore[union-attr]
-                    for end, member in files.items()
-                    if end in SIDECARS and member.size <= SIDECAR_BYTES
-                }
-                said = labels.sidecars(beside)
-                for end, member in files.items():
-                    if end in SUFFIXES:
-                        row = new_row(item.uri, item.etag, member.offset_data, member.size)
-                        yield row | said | {"member": f"{folder}/{member.name}"}
-    except tarfile.TarError as error:
-        row = new_row(item.uri, item.etag, 0, item.size)
-        yield refuse(row, f"is broken or not a tar file ({error})") | {"codec": ""}
-    except AccessError:
-        raise
-    except StorageError as error:
-        yield refuse(new_row(item.uri, item.etag, 0, item.size), str(error))
-
-
-def _key(name: str) -> str:
-    """WebDataset's key of a sample: the path up to the first dot of the file's name."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}"

@@ -6,61 +6,23 @@ videos are decoded whole and kept; of long ones the span that is asked for.
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import resource
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from errno import ENOMEM
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from raygen.data import decode, grid
 from raygen.data.cache import ClipCache
 from raygen.data.frames import Clip
-from raygen.data.sandbox import OUT_OF_MEMORY, Request, Settings, Slab, Work
-from raygen.errors import AccessError, DataError, ObjectChanged, StorageError
+from raygen.data.sandbox import Request, Settings, Slab, Work
+from raygen.data.ward import FETCHING_BYTES, Memory, local_file, reason, serve
+from raygen.errors import AccessError, DataError
 
 # Videos fetched ahead of the one being decoded: so many, and together so large.
 AHEAD = 4
 AHEAD_BYTES = 32 << 20
-# Address space for fetching, beyond the videos' own: threads, connections, the client's tables.
-FETCHING_BYTES = 128 << 20
-
-
-def main() -> None:
-    """`python -m raygen.data.sandbox_child PIPE SLAB SETTINGS`: two inherited descriptors, JSON."""
-    # Ctrl-C goes to every process at the terminal; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe, fd = Connection(int(sys.argv[1])), int(sys.argv[2])
-    child = Child(Settings(**json.loads(sys.argv[3])), fd, pipe)
-    inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
-    try:
-        while True:
-            child.work(inbox.get())
-    except MemoryError:
-        os._exit(OUT_OF_MEMORY)
-
-
-def _receive(pipe: Connection, inbox: queue.SimpleQueue[Work]) -> None:
-    """Puts what the parent sends into `inbox`, and ends this process when the parent is gone.
-
-    The kernel's signal for that (PR_SET_PDEATHSIG) comes at the end of the thread that started
-    this process, which may be long before its parent's.
-    """
-    try:
-        while True:
-            inbox.put(pipe.recv())
-    finally:
-        os._exit(0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +47,7 @@ class Child:
         self.cache = ClipCache(settings.cache_bytes)
         self.limits = decode.Limits(megapixels=settings.megapixels)
         self.fetchers: ThreadPoolExecutor | None = None
-        self.start_bytes = self.limit_bytes = _address_space()
+        self.memory = Memory(settings.memory_bytes)
 
     def work(self, work: Work) -> None:
         """Decodes what can be and refuses the rest, and tells the parent.
@@ -110,9 +72,9 @@ class Child:
                 return
             # FFmpeg and its binding raise all sorts of things over a broken file.
             except Exception as error:
-                if self._out_of_memory(error):
+                if self.memory.ran_out(error):
                     raise MemoryError from None
-                self.pipe.send(("refused", job.index, _reason(error)))
+                self.pipe.send(("refused", job.index, reason(error)))
             row["done"] = time.monotonic()
         self.pipe.send(("end",))
 
@@ -187,38 +149,19 @@ class Child:
 
     def _limit_memory(self, work: Work) -> None:
         """Gives decoding its share of address space, and all else that is held its own."""
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
         largest = max((r.bytes for _, r in work.requests if r.fetched), default=None)
         if largest is not None and self.fetchers is None:
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-            before = _address_space()
-            from raygen.data import store  # noqa: F401
-
-            self.start_bytes += _address_space() - before
+            self.memory.load(_load_store)
             self.fetchers = ThreadPoolExecutor(AHEAD)
         held = self.slab.nbytes + self.settings.cache_bytes
         if largest is not None:
             # A body is held twice while its parts are joined.
             held += FETCHING_BYTES + 2 * max(AHEAD_BYTES, largest)
-        self.limit_bytes = self.start_bytes + held + self.settings.memory_bytes
-        if hard != resource.RLIM_INFINITY:
-            self.limit_bytes = min(self.limit_bytes, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (self.limit_bytes, hard))
+        self.memory.limit(held)
 
-    def _out_of_memory(self, error: Exception) -> bool:
-        """Whether there was no memory to be had, behind whatever `error` says.
 
-        FFmpeg's decoders call a frame that they found no room for invalid data. It may have been
-        an earlier clip that took so much: this one gets a second chance, in a process of its own.
-        """
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == ENOMEM:
-                return True
-            cause = cause.__context__
-        if isinstance(error, StorageError):
-            return False
-        return _address_space("VmPeak") > self.limit_bytes - self.settings.memory_bytes // 2
+def _load_store() -> None:
+    from raygen.data import store  # noqa: F401
 
 
 def _fetch(request: Request) -> bytes:
@@ -234,34 +177,12 @@ def _source(job: _Job) -> bytes | str:
         return b""
     if job.fetching:
         return job.fetching.result()
-    uri = job.request.uri
-    try:
-        # pathlib's costs 20 us more, each time, in caches that decoding has emptied.
-        stat = os.stat(uri)  # noqa: PTH116
-    except OSError as error:
-        raise StorageError(f"cannot read {uri}: {error.strerror}", uri) from None
-    if f"{stat.st_mtime_ns:x}-{stat.st_size:x}" != job.request.etag:
-        raise ObjectChanged(
-            f"{uri} was replaced since it was scanned; run `raygen data scan` again", uri
-        )
-    return uri
+    return local_file(job.request.uri, job.request.etag)
 
 
 def _key(request: Request) -> str:
     return f"{request.uri}\t{request.offset}\t{request.etag}"
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, DataError | StorageError):
-        return str(error)
-    return f"fails in the decoder ({type(error).__name__}: {' '.join(str(error).split())})"
-
-
-def _address_space(field: str = "VmSize") -> int:
-    """Bytes of address space that this process takes, or at the most took (VmPeak)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) << 10
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda settings, fd, pipe: Child(Settings(**settings), fd, pipe).work)

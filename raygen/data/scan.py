@@ -4,8 +4,8 @@
 
 Listing goes into a file first, in parallel over ranges of keys; then rows are made in its order
 and written group by group, so a million videos take no more memory than a thousand. A second scan
-into the same catalogue looks only at what is new: rows are known again by URI and etag. Threads do
-the work, or, from LARGE new objects on, Ray's tasks.
+into the same catalogue looks only at what is new: rows are known again by URI and etag. Videos are
+opened in child processes, this one's or, from LARGE objects on, those of Ray's tasks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raygen.config import LimitsConfig
 from raygen.data import store
 from raygen.data.catalog import SCHEMA, Catalogue
 from raygen.data.known import Known, Row
 from raygen.data.labels import Folders, Labels, LabelSource
 from raygen.data.listing import SHARD, SUFFIXES, Listing, suffix
-from raygen.data.probing import RayWorkers, Task, Threads, new_row, refuse
+from raygen.data.probing import LocalWorkers, RayWorkers, Task, new_row, refuse
 from raygen.data.screen import NO_SCREENS, Screens, judge
 from raygen.data.store import Object
 from raygen.errors import DataError, StorageError
@@ -47,6 +48,8 @@ SCAN_SCHEMA = pa.schema(
         ("shots", pa.list_(pa.float32())),
     ]
 )
+
+DEFAULT_LIMITS = LimitsConfig()
 
 OnProbe = Callable[[int, int], None]
 
@@ -70,6 +73,7 @@ def scan(
     labels: LabelSource | None = None,
     previous: Catalogue | None = None,
     screens: Screens = NO_SCREENS,
+    limits: LimitsConfig = DEFAULT_LIMITS,
     on_probe: OnProbe = lambda done, of: None,
     large: int = LARGE,
 ) -> Catalogue:
@@ -84,6 +88,7 @@ def scan(
             labels=labels,
             previous=None if previous is None else before,
             screens=screens,
+            limits=limits,
             on_probe=on_probe,
             large=large,
         )
@@ -97,15 +102,17 @@ def scan_to(
     labels: LabelSource | None = None,
     previous: str | None = None,
     screens: Screens = NO_SCREENS,
+    limits: LimitsConfig = DEFAULT_LIMITS,
     on_probe: OnProbe = lambda done, of: None,
     large: int = LARGE,
 ) -> Report:
     """Lists `uri`, probes every video below it, and writes the catalogue to `output`.
 
     `labels` are the names of folders where it is None; `previous` is the catalogue of an earlier
-    scan, and may be `output`; `on_probe(done, of)` is told of progress, in objects; from `large`
-    objects on Ray does the work. Raises StorageError where `uri` cannot be listed, DataError where
-    it holds no video. A video that cannot be probed is a refused row.
+    scan, and may be `output`; `limits` are what one video may cost, object_mb aside, for that much
+    is never fetched; `on_probe(done, of)` is told of progress, in objects; from `large` objects on
+    Ray does the work. Raises StorageError where `uri` cannot be listed, DataError where it holds no
+    video. A video that cannot be probed is a refused row.
     """
     root = store.absolute(uri)
     with tempfile.TemporaryDirectory(prefix="raygen-") as folder:
@@ -121,7 +128,7 @@ def scan_to(
             previous=previous,
             screens=screens,
             on_probe=lambda done: on_probe(done, listing.count),
-            workers=RayWorkers() if listing.count >= large else Threads(),
+            workers=(RayWorkers if listing.count >= large else LocalWorkers)(limits),
         )
 
 
@@ -134,7 +141,7 @@ def write_rows(
     previous: str | None,
     screens: Screens,
     on_probe: Callable[[int], None],
-    workers: Threads | RayWorkers,
+    workers: LocalWorkers | RayWorkers,
 ) -> Report:
     """The second half of a scan: listed objects below `root`, group by group, to a catalogue."""
     known = None if previous is None else Known(previous)
@@ -168,7 +175,7 @@ class _Group:
         labels: LabelSource,
         root: str,
         look: bool,
-        workers: Threads | RayWorkers,
+        workers: LocalWorkers | RayWorkers,
     ) -> None:
         self.size = len(objects)
         before = [[] for _ in objects] if known is None else known.of(objects)

@@ -79,15 +79,15 @@ class Look:
     shots: list[float]
 
 
-def look(source: decode.Source, seconds: float, fps: float) -> Look:
+def look(source: decode.Source, seconds: float, fps: float, limits: decode.Limits) -> Look:
     """Looks at the whole of a video of `seconds` and `fps`. Raises DataError and StorageError."""
-    clip_THWC = decode.decode_all(source, fps=RATE, size=SIZE, seconds=seconds)
+    clip_THWC = decode.decode_all(source, fps=RATE, size=SIZE, seconds=seconds, limits=limits)
     grey_THW = clip_THWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return Look(
         motion=_motion(grey_THW),
         light=float(np.percentile(grey_THW, 99)),
         look=_hash(grey_THW),
-        shots=[_exactly(source, at, fps) for at in _cuts(clip_THWC)],
+        shots=[_exactly(source, at, fps, limits) for at in _cuts(clip_THWC)],
     )
 
 
@@ -170,14 +170,16 @@ def _cuts(clip_THWC: Clip) -> list[int]:
     return cuts
 
 
-def _exactly(source: decode.Source, frame: int, fps: float) -> float:
+def _exactly(source: decode.Source, frame: int, fps: float, limits: decode.Limits) -> float:
     """The second at which the shot begins that was first seen in `frame` at RATE.
 
     Between the two frames at RATE, that is where the picture changes most at the video's own rate.
     """
     begin, rate = (frame - 1) / RATE, min(max(fps, RATE), 60.0)
     count = int(rate / RATE) + 1
-    clip_THWC = decode.decode(source, start=begin, frames=count + 1, fps=rate, size=SIZE)
+    clip_THWC = decode.decode(
+        source, start=begin, frames=count + 1, fps=rate, size=SIZE, limits=limits
+    )
     change_T = np.abs(np.diff(clip_THWC.astype(np.float32), axis=0)).mean((1, 2, 3))
     return float(begin + (int(change_T.argmax()) + 1) / rate)
 

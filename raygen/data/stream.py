@@ -10,9 +10,10 @@ trainer's cores; here a decoder asks the dealer first, and one that waits costs 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygen.config import DataConfig
 from raygen.data.catalog import Catalogue
@@ -40,6 +42,7 @@ HOPELESS = 256
 COUNTED = {
     "clips": "clips decoded",
     "refused": "clips that did not decode",
+    "restarts": "decoder processes that ended or were ended over a clip, and were replaced",
     "fetch_seconds": "time that decoding waited for S3 or the disk",
     "decode_seconds": "time that decoding took",
 }
@@ -50,7 +53,8 @@ COUNTED = {
 class Feed:
     """What is streamed: clips in the order of `plan`, from position `cursor` on.
 
-    `refused` are rows (and why) that the run could not decode before.
+    `refused` are rows (and why) that the run could not decode before. Clips are decoded on `nodes`
+    (Ray's ids), where the workers are; anywhere, if it is empty.
     """
 
     plan: Plan
@@ -59,6 +63,7 @@ class Feed:
     world_size: int
     cursor: int
     refused: Mapping[int, str]
+    nodes: tuple[str, ...] = ()
 
     @property
     def each(self) -> int:
@@ -173,7 +178,8 @@ class Dealer:
             asyncio.run_coroutine_threadsafe(call, loop).result()
 
         try:
-            table = ray.put(self.catalogue.table)
+            # In one chunk rows are found ten times as fast as in a thousand.
+            table = ray.put(self.catalogue.table.combine_chunks())
             for first in itertools.count(self.feed.cursor, TASKS * self.feed.each):
                 dataset = _dataset(first, self.feed, table, me)
                 for bundle in dataset.iter_internal_ref_bundles():
@@ -202,7 +208,16 @@ def _dataset(first: int, feed: Feed, table: Any, dealer: Any) -> ray.data.Datase
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=feed.config.decoders * feed.world_size),
         num_cpus=0,
+        # Called for each actor. They reserve nothing, so Ray might put them all on the head.
+        ray_remote_args_fn=functools.partial(_placed, itertools.cycle(feed.nodes or [""])),
     )
+
+
+def _placed(nodes: Iterator[str]) -> dict[str, Any]:
+    node = next(nodes)
+    if not node:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
 
 class _Decode:
@@ -220,6 +235,7 @@ class _Decode:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         (first,) = batch["first"].tolist()
         known_bad = ray.get(self.dealer.start.remote(first))
+        restarts = self.decoder.sandbox.restarts
         spans = {p: self.plan.span(p) for p in range(first, first + self.each)}
         wanted = {p: span for p, span in spans.items() if span.row not in known_bad}
         try:
@@ -232,6 +248,7 @@ class _Decode:
         self._count(
             clips=len(good),
             refused=len(decoded.refused),
+            restarts=self.decoder.sandbox.restarts - restarts,
             fetch_seconds=float(columns["fetch_s"].sum()),
             decode_seconds=float(columns["decode_s"].sum()),
         )
@@ -245,7 +262,8 @@ class _Decode:
 
 
 def start_dealer(catalogue: Catalogue, feed: Feed) -> Any:
-    """The handle of a dealer that lives as long as the process that calls this."""
-    dealer = ray.remote(num_cpus=0)(Dealer).remote(catalogue, feed)
+    """The handle of a dealer that lives as long as the process that calls this, on its node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    dealer = ray.remote(num_cpus=0, scheduling_strategy=here)(Dealer).remote(catalogue, feed)
     dealer.open.remote()
     return dealer

@@ -48,6 +48,16 @@ class Evaluation:
     ssim_fake: float  # of neighbouring frames
     ssim_real: float
 
+    @property
+    def score(self) -> float:
+        """The less the better: the distance, times how far the motion is off, either way.
+
+        The distance alone hardly notices motion (CVPR 2024, "On the Content Bias in Frechet Video
+        Distance"): frozen or flickering clips must not win by it.
+        """
+        motion = self.motion_ratio
+        return math.inf if motion <= 0 else self.frechet * max(motion, 1 / motion)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; an infinite ratio is null."""
         return {

@@ -15,7 +15,7 @@ from raygen.config import DataConfig, ModelConfig, UpsamplingConfig
 from raygen.models.critics import StridedCritic
 from raygen.models.generators import TransposedGenerator, UpsamplingGenerator
 
-__all__ = ["build_critic", "build_generator", "parameter_count"]
+__all__ = ["build_critic", "build_generator", "parameter_count", "recompute_activations"]
 
 
 def build_generator(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
@@ -28,6 +28,11 @@ def build_generator(model: ModelConfig, data: DataConfig, classes: int) -> nn.Mo
 def build_critic(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
     """`forward(x_BCTHW, y_B) -> logit_B`; supports double backward, for R1 and R2."""
     return StridedCritic(model, data, classes)
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """From here on its backward pass recomputes what its blocks hold: less memory, more time."""
+    network.recompute = True  # type: ignore[assignment]
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -6,11 +6,13 @@ S style dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Size3 = tuple[int, int, int]
 
@@ -76,6 +78,29 @@ def _kernel_and_padding(stride: Size3) -> tuple[Size3, Size3]:
 def pixel_norm(x_BCTHW: Tensor) -> Tensor:
     """Unit mean square over the channels of each position (Karras et al. 2018, section 4.2)."""
     return x_BCTHW * (x_BCTHW.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+
+
+class Recomputing(nn.Module):
+    """A network that can recompute what its blocks hold, where the backward pass needs it.
+
+    With `recompute` only what passes from block to block is remembered (arXiv 1604.06174).
+    """
+
+    recompute = False
+
+    def run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`block(*inputs)`, remembered or not."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*inputs)
+        # The reentrant form supports no double backward; nothing here is random.
+        x_BCTHW: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return x_BCTHW
+
+    def run_layers(self, layers: nn.Sequential, length: int, x_BCTHW: Tensor) -> Tensor:
+        """`layers` in blocks of `length`."""
+        for first in range(0, len(layers), length):
+            x_BCTHW = self.run(layers[first : first + length], x_BCTHW)
+        return x_BCTHW
 
 
 class UpsamplingBlock(nn.Module):

@@ -10,12 +10,13 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from raygen.config import DataConfig, ModelConfig
-from raygen.models.blocks import Projection, pyramid, strided_conv
+from raygen.models.blocks import Projection, Recomputing, pyramid, strided_conv
 
 _RGB = 3
+_BLOCK = 2  # layers recomputed together: a convolution and what follows it
 
 
-class StridedCritic(nn.Module):
+class StridedCritic(Recomputing):
     """Strided convolutions and leaky ReLU down to a coarse map, the class by projection.
 
     Without normalisation each clip is judged alone, which R1 and R2 assume. With
@@ -40,5 +41,5 @@ class StridedCritic(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
         """Clips [B, 3, T, H, W] in [-1, 1] and class ids (int64) -> logits [B]."""
-        logit_B: Tensor = self.head(self.layers(x_BCTHW), y_B)
+        logit_B: Tensor = self.head(self.run_layers(self.layers, _BLOCK, x_BCTHW), y_B)
         return logit_B

@@ -9,12 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygen.config import Conv3dConfig, DataConfig, StridedConfig, UpsamplingConfig
-from raygen.models.blocks import UpsamplingBlock, pixel_norm, pyramid, transposed_conv
+from raygen.models.blocks import (
+    Recomputing,
+    UpsamplingBlock,
+    pixel_norm,
+    pyramid,
+    transposed_conv,
+)
 
 _RGB = 3
+_BLOCK = 3  # layers recomputed together: norm, activation, convolution
 
 
-class TransposedGenerator(nn.Module):
+class TransposedGenerator(Recomputing):
     """Transposed convolutions from a coarse map to the clip, the class beside the latent.
 
     `strided` normalises by group; `conv3d`, the baseline of VGAN (arXiv 1609.02612, section 3.1),
@@ -38,16 +45,16 @@ class TransposedGenerator(nn.Module):
                 nn.ReLU(),
                 transposed_conv(inputs, outputs, stride),
             ]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z_BD: Tensor, y_B: Tensor) -> Tensor:
         """Latents and class ids (int64) -> clips [B, 3, T, H, W] in [-1, 1]."""
         base = self.project(torch.cat([z_BD, self.embedding(y_B)], 1))
-        x_BCTHW: Tensor = self.layers(base.unflatten(1, (-1, *self.pyramid.base_THW)))
-        return x_BCTHW
+        x_BCTHW = base.unflatten(1, (-1, *self.pyramid.base_THW))
+        return torch.tanh(self.run_layers(self.layers, _BLOCK, x_BCTHW))
 
 
-class UpsamplingGenerator(nn.Module):
+class UpsamplingGenerator(Recomputing):
     """Trilinear upsampling between convolutions that latent and class modulate at every level."""
 
     def __init__(self, model: UpsamplingConfig, data: DataConfig, classes: int) -> None:
@@ -75,7 +82,7 @@ class UpsamplingGenerator(nn.Module):
         base = self.project(style_BS).unflatten(1, (-1, *self.pyramid.base_THW))
         x_BCTHW = pixel_norm(F.leaky_relu(base, 0.2))
         for block in self.blocks:
-            x_BCTHW = block(x_BCTHW, style_BS)
+            x_BCTHW = self.run(block, x_BCTHW, style_BS)
         return torch.tanh(self.to_rgb(x_BCTHW))
 
 

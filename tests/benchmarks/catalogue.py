@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from raygen.config import LimitsConfig
 from raygen.data.catalog import SCHEMA
 from raygen.data.labels import Folders
 from raygen.data.listing import GROUP
-from raygen.data.probing import Threads
+from raygen.data.probing import LocalWorkers
 from raygen.data.scan import GROUP_ROWS, write_rows
 from raygen.data.screen import NO_SCREENS
 from raygen.data.store import Object
@@ -82,7 +83,7 @@ def measure(count: int) -> dict[str, float]:
             previous=before,
             screens=NO_SCREENS,
             on_probe=lambda done: None,
-            workers=Threads(),
+            workers=LocalWorkers(LimitsConfig()),
         )
         seconds = time.monotonic() - began
         written = pq.read_metadata(after).num_rows

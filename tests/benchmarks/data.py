@@ -6,7 +6,8 @@ Every contestant has as many decoding processes as there are cores and makes the
 frames of 64x64 at 16 a second. They take turns, in rounds; each is counted inside its workers, for
 a window of seconds after a warm-up. `bare` is the ceiling: a pool of processes over PyAV that hands
 its clips to nobody. CPU is that of the processes that decode, and of raygen's dealer. `raygen
-cached` reads what `raygen data materialize` left on disk. Without --clips, raygen renders shapes.
+cached` reads what `raygen data materialize` left on disk. Without --clips, some are rendered that
+cost what ordinary ones do (data_clips).
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from rich.progress import track
 from rich.table import Table
 
 from raygen.config import CacheConfig, DataConfig
-from raygen.data import store, synthetic
+from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.materialize import materialize
 from raygen.data.scan import scan
 from raygen.demo import BUCKET, loopback_s3
+from tests.benchmarks import data_clips
 from tests.benchmarks.data_measure import (
     SEED,
     NotAvailable,
@@ -76,7 +78,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=Path, help="folder of clips (rendered shapes)")
+    parser.add_argument("--clips", type=Path, help="folder of clips (rendered ones)")
     parser.add_argument("--json", type=Path, help="where the figures go, as one flat object")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
     parser.add_argument("--only", help="names of contestants, with commas between (all)")
@@ -104,7 +106,9 @@ def prepared(scratch: Path, clips: Path | None, timing: Timing, count: int) -> B
     if clips is None:
         clips = scratch / "clips"
         with ProcessPoolExecutor(WORKERS) as pool, console.status(f"rendering {count} clips"):
-            list(pool.map(rendered, itertools.repeat(clips), synthetic.class_names(count // 4)))
+            names = [f"class-{number}" for number in range(count // 4)]
+            some = (itertools.repeat(argument) for argument in (4, SEED))
+            list(pool.map(data_clips.render, itertools.repeat(clips), names, *some))
     with console.status("laying them out"):
         seconds = CONFIG.frames / CONFIG.fps
         disk = scan(str(clips)).usable(seconds)
@@ -119,11 +123,6 @@ def prepared(scratch: Path, clips: Path | None, timing: Timing, count: int) -> B
         f"{WORKERS} decoding processes each"
     )
     return bench
-
-
-def rendered(folder: Path, name: str) -> None:
-    """Four clips of a class, of the size and rate that data sets of actions have."""
-    synthetic.synthesize(str(folder), [name], 4, SEED, size=320, frames=75, fps=25)
 
 
 def s3_uri(uri: str, folder: Path) -> str:

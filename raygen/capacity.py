@@ -1,0 +1,58 @@
+"""How many workers the cluster has room for: asked by reserving it.
+
+A placement group that Ray could fill is room, whoever else shares the cluster; one that waits is a
+demand that the autoscaler sees. Nodes that are being drained take none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from raygen.config import TrainConfig
+
+
+class Capacity:
+    """Reservations from `base` workers up, one for each step to the next size; `release` them."""
+
+    def __init__(self, train: TrainConfig, *, base: int = 0) -> None:
+        self._base, self._sizes = base, [n for n in train.world_sizes if n > base]
+        bundle = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+        bundle = {kind: amount for kind, amount in bundle.items() if amount}
+        ladder = [base, *self._sizes]
+        self._steps = [
+            (upper - lower, placement_group([dict(bundle)] * (upper - lower)))
+            for lower, upper in itertools.pairwise(ladder)
+        ]
+        self._ready: dict[int, bool] = {}
+        self._since: float | None = None
+
+    def size(self, settle_s: float) -> int:
+        """The number of workers there is room for: `base`, or one of the sizes.
+
+        Growth counts once nothing more has come for `settle_s`, or all has: several nodes that
+        come one after the other are one change.
+        """
+        before = sum(self._ready.values())
+        for k, (_, group) in enumerate(self._steps):
+            self._ready[k] = self._ready.get(k, False) or _filled(group)
+        now = time.monotonic()
+        if sum(self._ready.values()) > before or self._since is None:
+            self._since = now
+        if not all(self._ready.values()) and now - self._since < settle_s:
+            return self._base
+        room = self._base + sum(n for k, (n, _) in enumerate(self._steps) if self._ready[k])
+        return max((n for n in self._sizes if n <= room), default=self._base)
+
+    def release(self) -> None:
+        """Gives everything back."""
+        for _, group in self._steps:
+            remove_placement_group(group)
+        self._steps = []
+
+
+def _filled(group: Any) -> bool:
+    return bool(group.wait(0))

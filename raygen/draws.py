@@ -1,0 +1,97 @@
+"""What chance decides of a step: drawn for the global batch, so that no worker count changes it.
+
+    draws = Draws.at(config, step, slice(rank * share, (rank + 1) * share))
+
+Everything is drawn on the CPU from (seed, step), then cut to the clips that a rank has: what clip
+i gets depends neither on how many ranks there are nor on how they split their share. Names carry
+shapes: B clips of this rank, C channels, T frames, H height, W width, D latent dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raygen import augment
+from raygen.augment import Draw
+from raygen.config import Config
+
+
+@dataclass(frozen=True)
+class CriticDraws:
+    """For one step of the critic: the fakes' latents, and what it is shown of real and fake.
+
+    noise_B2: a seed for each clip, real and fake, of the finite-difference penalty's noise; the
+    noise itself is as large as the clips and is drawn where they are.
+    """
+
+    z_BD: Tensor
+    real: Draw
+    fake: Draw
+    noise_B2: Tensor
+
+    def __getitem__(self, rows: slice) -> CriticDraws:
+        return CriticDraws(self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows])
+
+
+@dataclass(frozen=True)
+class GeneratorDraws:
+    """For one step of the generator: latents, and what the critic is shown of either side."""
+
+    z_BD: Tensor
+    play: Draw
+
+    def __getitem__(self, rows: slice) -> GeneratorDraws:
+        return GeneratorDraws(self.z_BD[rows], self.play[rows])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """For one whole step: `loss.critic_steps` steps of the critic, then one of the generator."""
+
+    critic: tuple[CriticDraws, ...]
+    generator: GeneratorDraws
+
+    @classmethod
+    def at(cls, config: Config, step: int, rows: slice) -> Draws:
+        """The draws of the clips `rows` of the global batch at `step`."""
+        count, dim = config.train.batch_size, config.model.latent_dim
+
+        def rng(purpose: int, turn: int = 0) -> torch.Generator:
+            # torch mixes a seed poorly when few of its bits are set: spread them. On a CPU it
+            # takes the low 32, so all that tells two draws apart must reach those.
+            key = (config.seed * 1_000_003 + step + (turn << 25)) * 8 + purpose
+            return torch.Generator().manual_seed(key * 0x9E3779B97F4A7C15 % 2**63)
+
+        def z(rng: torch.Generator) -> Tensor:
+            return torch.randn(count, dim, generator=rng)
+
+        def shown(rng: torch.Generator) -> Draw:
+            return augment.draw(config.augment, count, rng)
+
+        def seeds(rng: torch.Generator) -> Tensor:
+            return torch.randint(2**63 - 1, (count, 2), generator=rng)
+
+        critic = tuple(
+            CriticDraws(
+                z(rng(0, turn)), shown(rng(2, turn)), shown(rng(3, turn)), seeds(rng(5, turn))
+            )[rows]
+            for turn in range(config.loss.critic_steps)
+        )
+        return cls(critic, GeneratorDraws(z(rng(1)), shown(rng(4)))[rows])
+
+
+def noise_like(x_BCTHW: Tensor, seed_B: Tensor) -> Tensor:
+    """Standard normal noise in the shape of `x_BCTHW`, each clip's from its own seed.
+
+    The same on every device of one kind: a GPU draws other numbers from a seed than a CPU.
+    """
+    rng = torch.Generator(x_BCTHW.device)
+    return torch.stack(
+        [
+            torch.randn(clip.shape, generator=rng.manual_seed(seed), device=clip.device)
+            for clip, seed in zip(x_BCTHW, seed_B.tolist(), strict=True)
+        ]
+    ).to(x_BCTHW.dtype)

@@ -1,0 +1,216 @@
+"""One network under DeepSpeed ZeRO, and the only ways in: `turn` trains it against another.
+
+    with turn(critic, against=generator) as (train, generate):
+        train.minimise(loss(train(x_BCTHW, y_B), generate(z_BD, y_B)))
+
+Two engines in one process go wrong in ways that raise at one ZeRO stage and are silent at the
+next: the opponent's engine takes gradients that are not its own, an opponent left unfrozen carries
+them into its next step, a double backward through an engine or through stage 3 is off. So an
+engine never leaves this module. What a turn hands out is the learner, through its engine, and the
+opponent's bare module, frozen; both are dead when the turn is over.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from raygen import losses
+from raygen.config import AdamConfig, Config
+from raygen.errors import CheckpointError
+from raygen.models import parameter_count
+
+# The highest stage through which a double backward, and so exact R1 and R2, comes out right.
+EXACT_STAGE = 2
+
+
+class Network:
+    """A module, its Adam and its shards; collective to build, to save and to load.
+
+    `batches` are the backward passes of one optimizer step, of `micro_batch` clips each, over
+    which gradients are averaged. With `universal`, `load` takes what raygen.reshard made.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        adam: AdamConfig,
+        config: Config,
+        *,
+        stage: int,
+        micro_batch: int,
+        batches: int,
+        universal: bool,
+    ) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.module = module
+        self.stage = stage
+        self.universal = universal
+        if config.train.channels_last:
+            _run_channels_last(module)
+        optimizer = torch.optim.Adam(
+            module.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2)
+        )
+        made = settings(
+            config,
+            parameter_count(module),
+            stage=stage,
+            micro_batch=micro_batch,
+            batches=batches,
+            universal=universal,
+        )
+        # In bf16 at stage 1 DeepSpeed prints how much memory it takes, eight times.
+        with redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=made, dist_init_required=False
+            )
+        for state in self._engine.basic_optimizer.state.values():
+            # In bf16 at stage 0 a step on no gradients has allocated this state, and Adam's bias
+            # correction would count it.
+            state["step"].zero_()
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Of the last step, over all ranks and before clipping; None where no engine computes it.
+
+        Only stage 0 in fp32 does not.
+        """
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else torch.as_tensor(norm)
+
+    def set_lr(self, lr: float) -> None:
+        """Of the steps to come."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether every parameter that this rank holds is finite."""
+        parameters: Iterable[Any] = self.module.parameters()
+        held = (p.ds_tensor if self.stage == 3 else p for p in parameters)
+        return bool(torch.stack([p.isfinite().all() for p in held]).all())
+
+    def save(self, folder: str, tag: str) -> None:
+        """Every rank writes its shards to `folder`/`tag`."""
+        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+
+    def load(self, folder: str, tag: str) -> None:
+        """Takes up what `save` wrote, or what was made of it. Raises CheckpointError."""
+        found, _ = self._engine.load_checkpoint(folder, tag=tag)
+        if found is None:
+            raise CheckpointError(f"no {tag} of this run in {folder}")
+
+
+class Learner:
+    """The network whose turn it is: calling it runs its engine."""
+
+    def __init__(self, network: Network) -> None:
+        self._network, self._over = network, False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The network's output, which `minimise` can follow back into its weights."""
+        self._check()
+        output: Tensor = self._network._engine(*inputs)
+        return output
+
+    def gradient_penalty(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+        """`losses.gradient_penalty` of the network; raises at stage 3, where it would be wrong."""
+        self._check()
+        if self._network.stage > EXACT_STAGE:
+            raise RuntimeError("a double backward through ZeRO stage 3 is wrong")
+        # Beside the engine: its hooks on the output would take the inner backward for the outer.
+        return losses.gradient_penalty(self._network.module, x_BCTHW, y_B)
+
+    def minimise(self, loss: Tensor) -> None:
+        """One backward pass; the last of the step's also moves the weights."""
+        self._check()
+        self._network._engine.backward(loss)
+        self._network._engine.step()
+
+    def _check(self) -> None:
+        if self._over:
+            raise RuntimeError("this network's turn is over")
+
+
+@contextmanager
+def turn(network: Network, *, against: Network) -> Iterator[tuple[Learner, Callable[..., Tensor]]]:
+    """A turn of `network`: itself to train, and its frozen opponent to call.
+
+    Gradients flow through the opponent to its inputs, never into its weights.
+    """
+    learner, over = Learner(network), False
+
+    def opponent(*inputs: Tensor) -> Tensor:
+        if over:
+            raise RuntimeError("this opponent's turn is over")
+        # A frozen network makes no graph of its own; said aloud, a compiled one knows it too.
+        with torch.set_grad_enabled(any(tensor.requires_grad for tensor in inputs)):
+            output: Tensor = against.module(*inputs)
+        return output
+
+    against.module.requires_grad_(False)
+    try:
+        yield learner, opponent
+    finally:
+        against.module.requires_grad_(True)
+        learner._over = over = True
+
+
+def settings(
+    config: Config,
+    parameters: int,
+    *,
+    stage: int,
+    micro_batch: int,
+    batches: int,
+    universal: bool,
+) -> dict[str, Any]:
+    """DeepSpeed's settings for a network of so many `parameters`."""
+    # The buckets default to 5e8 elements each, allocated at once; it wants them even.
+    bucket = (parameters // 1024 + 1) * 1024
+    bf16 = config.train.precision == "bf16"
+    made: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": batches,
+        # Left out, DeepSpeed clips at 1.
+        "gradient_clipping": config.optim.clip_norm,
+        # Master weights and Adam's moments stay in fp32, and so do accumulated gradients where
+        # the stage can: stage 0 accumulates in the weights' own type.
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32" if stage or not bf16 else "bf16"},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        },
+        # Our optimizer is PyTorch's own Adam; parity with it is tested at every stage.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": 1 << 62,
+    }
+    if config.train.offload:
+        made["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    return made
+
+
+def _run_channels_last(module: nn.Module) -> None:
+    """Has every 3D convolution read and write channels last; weights keep their layout.
+
+    ZeRO lays weights out flat, so only the activations can say it.
+    """
+
+    def reorder(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.contiguous(memory_format=torch.channels_last_3d) for x in inputs)
+
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            part.register_forward_pre_hook(reorder)

@@ -1,0 +1,386 @@
+"""A run from its first group of workers to its last, on nodes that come and go.
+
+Each group is one Ray Train job, which ends saved (a drained node was left, there is room for more
+workers, the run is over) or is lost with its node. The next starts with as many workers as there
+is room for, from the newest state in memory or on storage. What was announced is no failure; what
+was not, is one of `train.max_failures`; an error in the code ends the run at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raygen.board import Look, Status, start_board
+from raygen.capacity import Capacity
+from raygen.config import Config
+from raygen.data import store
+from raygen.data.catalog import Catalogue
+from raygen.errors import ClusterError, Interrupted, RaygenError, StorageError, TrainingError
+from raygen.history import UNANNOUNCED, History
+from raygen.judging import Judging
+from raygen.runs import Run, step_of
+
+LOOK_EVERY_S = 0.25
+# Room that came is taken once nothing more has come for so long; after a loss at once, nearly.
+GROW_SETTLE_S = 15.0
+START_SETTLE_S = 4.0
+# Groups in a row that were lost before their first step: it is not the nodes.
+BARREN = 3
+# The first step waits for the workers to start and, on a GPU, for kernels to be chosen.
+START_S = 600.0
+_WHY = {
+    "lost": "workers were lost",
+    "stalled": "workers stood still",
+    "preempted": "a drained node was left",
+    "grew": "there is room for more",
+    "rewound": "rewound",
+}
+_TOLD = ("class_accuracy", "frechet", "motion_ratio")
+# How soon Ray Train itself notices, seconds; its own defaults are 2, 5 and 60.
+_PROMPT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a group ended: its last status, and what Ray Train raised if it was lost."""
+
+    status: Status
+    error: BaseException | None = None
+    stalled: bool = False
+
+
+class Supervisor:
+    """Runs one run; `run` returns when it has ended and is saved."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        catalogue: Catalogue,
+        on_status: Callable[[Status], None],
+        on_note: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        self.stop = stop
+        self.config, self.storage, self.catalogue = config, run, catalogue
+        self.on_status, self.on_note = on_status, on_note
+        self.history = History(run.uri)
+        self.board = start_board()
+        self.judging = Judging(run, config.evaluate, self._judged, on_note)
+        self.thread = ThreadPoolExecutor(1, "tidy")
+        self.tidying: Future[None] | None = None
+        self.pruned_at = 0
+        self.onset: int | None = None
+        self.interrupts: list[int] = []
+        self.status = Status(step=0, steps=config.train.steps, fraction=0, elapsed_s=0, dollars=0)
+
+    def run(self) -> None:
+        """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
+        for name, value in _PROMPT.items():
+            os.environ.setdefault(name, value)
+        resumes, barren = bool(self.storage.checkpoints()), 0
+        with _counted_interrupts(self.interrupts):
+            workers = self._room()
+            self.history.add("resumed" if resumes else "started", step=0, workers=workers)
+            while True:
+                before = self.status.step
+                outcome = self._group_or_fail(workers)
+                self.status = status = outcome.status
+                if outcome.error is None and status.ended not in ("grew", "preempted", "unhealthy"):
+                    return self._over(status, workers)
+                if outcome.error is not None:
+                    barren = barren + 1 if status.step <= before else 0
+                    self._lost(outcome, barren, workers)
+                elif status.ended == "unhealthy":
+                    self._rewind(status, workers)
+                elif status.ended in ("grew", "preempted"):
+                    self.history.add(status.ended, step=status.step, workers=workers)
+                was, workers = workers, self._room()
+                why = _WHY[self.history.events[-1].event]
+                self.on_note(f"step {status.step}: {why}; {was} -> {workers} workers")
+
+    def _group_or_fail(self, workers: int) -> _Outcome:
+        try:
+            return self._group(workers)
+        except Interrupted:
+            raise
+        except Exception as error:
+            step = self.status.step
+            self.history.add("failed", step=step, workers=workers, detail=_last_line(error))
+            raise
+
+    @property
+    def _stopping(self) -> bool:
+        return bool(self.interrupts) or self.stop.is_set()
+
+    def _rewind(self, status: Status, workers: int) -> None:
+        """Back to the newest checkpoint from before the trouble. Raises TrainingError."""
+        health, done = self.config.health, self.history.count("rewound")
+        good = self._good_before(status.onset)
+        if done >= health.rewinds:
+            self.history.add("failed", step=status.step, workers=0, detail=status.detail)
+            raise TrainingError(
+                f"{status.detail}; rewound {done} times (health.rewinds={health.rewinds}), at last "
+                f"with {self._lr_scale():g} of the learning rates. Lower optim.*.lr or raise "
+                f"loss.gamma under another name=; {good or 'no'} is the last good checkpoint",
+                status.step,
+            )
+        step, self.onset = 0 if good is None else step_of(good), status.onset
+        self.history.add("rewound", step=step, workers=workers, detail=status.detail)
+        self.pruned_at, self.status = step, replace(status, step=step, saved_at=step)
+        self.on_note(
+            f"{status.detail}: going on from step {step} with {self._lr_scale():g} of the "
+            "learning rates"
+        )
+
+    def _lr_scale(self) -> float:
+        return self.config.health.lr_factor ** self.history.count("rewound")
+
+    def _good_before(self, onset: int) -> str | None:
+        good = [uri for uri in self.storage.checkpoints() if step_of(uri) < onset]
+        return good[-1] if good else None
+
+    def _lost(self, outcome: _Outcome, barren: int, workers: int) -> None:
+        assert outcome.error is not None
+        self.history.add(
+            "stalled" if outcome.stalled else "lost",
+            step=outcome.status.step,
+            workers=workers,
+            detail=_last_line(outcome.error),
+        )
+        losses, most = self.history.count(*UNANNOUNCED), self.config.train.max_failures
+        if barren >= BARREN:
+            self.history.add("failed", step=outcome.status.step, workers=0, detail="no step")
+            raise outcome.error
+        if losses > most:
+            self.history.add("failed", step=outcome.status.step, workers=0, detail="losses")
+            raise ClusterError(
+                f"workers were lost {losses} times without notice, more than "
+                f"train.max_failures={most}; the same command with a larger one goes on"
+            ) from outcome.error
+
+    def _over(self, status: Status, workers: int) -> None:
+        self.on_status(status)
+        stopped = status.ended == "stopped"
+        if not stopped:
+            self.judging.finish()
+        self.thread.submit(self._prune, status.onset, None).result()
+        self.history.add("stopped" if stopped else "ended", step=status.step, workers=workers)
+        if stopped:
+            raise Interrupted(
+                f"stopped and saved at step {status.step}; the same command goes on from there"
+            )
+
+    def _room(self) -> int:
+        """Waits until there is room for the fewest workers; how many there is room for."""
+        capacity, said = Capacity(self.config.train), time.monotonic()
+        try:
+            while True:
+                workers = capacity.size(START_SETTLE_S)
+                if workers:
+                    return workers
+                if self._stopping:
+                    raise Interrupted("stopped; the same command goes on from the last checkpoint")
+                if time.monotonic() - said > 60:
+                    said = time.monotonic()
+                    self.on_note("waiting for nodes to join the cluster")
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            capacity.release()
+
+    def _group(self, workers: int) -> _Outcome:
+        """One group of workers, from its start to its end."""
+        ray.get(self.board.begin.remote())
+        trainer, ended = self._trainer(workers), threading.Event()
+        errors: list[BaseException] = []
+
+        def train() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                ended.set()
+
+        # Beside the main thread, where Ray would take Ctrl-C for itself and abort unsaved.
+        threading.Thread(target=train, daemon=True).start()
+        more: Capacity | None = None
+        status, moved, stalled = replace(self.status, ended=""), time.monotonic(), False
+        allowed_s, asked = START_S, False
+        try:
+            while not ended.wait(LOOK_EVERY_S):
+                look = self._look()
+                now = time.monotonic()
+                if look.status is not None:
+                    # What it goes on from is settled, and it has its own room.
+                    self.onset = None
+                    more = more or Capacity(self.config.train, base=workers)
+                    if look.status.step != status.step:
+                        moved, allowed_s = now, self.config.train.stall_s
+                    if look.status.ended:
+                        allowed_s = START_S  # it saves, and storage may be slow
+                    status = look.status
+                if look.failure is not None:
+                    # The others may wait for the one that failed until kingdom come.
+                    if not ended.wait(5):
+                        self._kill()
+                    ended.wait()
+                    raise look.failure
+                if len(self.interrupts) > 1:
+                    raise Interrupted(
+                        "stopped at once; the same command goes on from the last checkpoint"
+                    )
+                if self._stopping and not asked:
+                    asked = True
+                    self.board.ask.remote("stop")
+                elif not asked and more and more.size(GROW_SETTLE_S) > workers:
+                    asked = True
+                    self.board.ask.remote("grow")
+                if now - moved > allowed_s and not stalled:
+                    stalled = True
+                    self.on_note(f"no step for {now - moved:.0f} s: restarting the workers")
+                    self._kill()
+        finally:
+            if more is not None:
+                more.release()
+        look = self._look()
+        if look.failure is not None:
+            raise look.failure
+        return _Outcome(look.status or status, errors[0] if errors else None, stalled)
+
+    def _look(self) -> Look:
+        look: Look = ray.get(self.board.look.remote())
+        if look.status is not None:
+            self.on_status(look.status)
+            self.judging.look(look.status.saved_at)
+            self._tidy(look.status)
+        for note in look.notes:
+            self.on_note(note)
+        return look
+
+    def _tidy(self, status: Status) -> None:
+        """Removes checkpoints that newer ones replace, in a thread: storage may be slow."""
+        if status.saved_at > self.pruned_at and (self.tidying is None or self.tidying.done()):
+            self.pruned_at = status.saved_at
+            self.tidying = self.thread.submit(self._prune, status.onset, self.judging.step)
+
+    def _prune(self, onset: int, judged: int | None) -> None:
+        # What storage refuses to do now is done after the next checkpoint.
+        with contextlib.suppress(StorageError):
+            good = self._good_before(onset)
+            spare = (judged, None if good is None else step_of(good))
+            self.storage.prune(self.config.train.keep_checkpoints, spare)
+
+    def _judged(self, step: int, figures: dict[str, float]) -> None:
+        self.board.judged.remote(step, {f"evaluate/{k}": v for k, v in figures.items()})
+        named = ", ".join(f"{name} {figures[name]:.3g}" for name in _TOLD if name in figures)
+        self.on_note(f"step {step} judged: {named}")
+
+    def _kill(self) -> None:
+        for worker in ray.get(self.board.workers.remote()):
+            try:
+                ray.kill(worker)
+            except RayError:  # it died meanwhile
+                continue
+
+    def _trainer(self, workers: int) -> TorchTrainer:
+        config, train = self.config, self.config.train
+        filesystem, path = store.open_storage(store.absolute(config.storage))
+        job = {
+            "config": config.dump(),
+            "run_uri": self.storage.uri,
+            "catalogue": self.catalogue,
+            "board": self.board,
+            "elapsed_s": self.status.elapsed_s,
+            "dollars": self.status.dollars,
+            "losses": self.history.count(*UNANNOUNCED),
+            "lr_scale": self._lr_scale(),
+            "onset": self.onset,
+        }
+        return TorchTrainer(
+            _train_worker,
+            train_loop_config=job,
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=train.gpus_per_worker > 0,
+                resources_per_worker={"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker},
+            ),
+            run_config=RunConfig(
+                name=config.name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                # Whether to start again, and with how many, is decided here.
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
+            ),
+        )
+
+
+def _train_worker(job: dict[str, Any]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    board = job["board"]
+    try:
+        # DeepSpeed chooses its accelerator when it is imported, so not before this line.
+        from raygen.worker import Job, train_worker
+
+        train_worker(Job(**job | {"config": Config.parse(job["config"])}))
+    except RaygenError as error:
+        ray.get(board.fail.remote(error))
+    except Exception as error:
+        if not _is_loss(error):
+            # Ray Train tells of the rank that it saw fail first, which may be an echo of another.
+            rank = ray.train.get_context().get_world_rank()
+            crash = RuntimeError(f"worker {rank} failed:\n{traceback.format_exc()}")
+            ray.get(board.fail.remote(crash))
+        raise
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a rank failed only because another, or its node, is gone."""
+    from torch import distributed
+
+    if isinstance(error, RayError):
+        return not isinstance(error, RayTaskError)
+    words = ("gloo", "Connection closed by peer", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+@contextmanager
+def _counted_interrupts(interrupts: list[int]) -> Iterator[None]:
+    """`interrupts` grows by one with each Ctrl-C; outside the main thread it stays empty."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

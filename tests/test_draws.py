@@ -1,0 +1,60 @@
+"""What chance decides of a clip depends on its place in the global batch alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from raygen.config import Config
+from raygen.draws import Draws, noise_like
+
+CONFIG = Config.load(
+    "tiny",
+    {
+        "train.batch_size": 6,
+        "loss.critic_steps": 2,
+        "augment.colour": 0.5,
+        "augment.translate": 0.2,
+        "augment.cutout": 0.3,
+    },
+)
+
+
+def tensors(draws: Draws) -> list[Tensor]:
+    """All that was drawn, in a fixed order."""
+    parts = [*draws.critic, draws.generator]
+    augmentations = [value for part in parts for value in vars(part).values()]
+    drawn: list[Tensor] = []
+    for value in augmentations:
+        drawn += [value] if isinstance(value, Tensor) else vars(value).values()
+    return drawn
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 6])
+def test_shares_make_up_the_global_batch(shares: int) -> None:
+    length = 6 // shares
+    split = [Draws.at(CONFIG, 7, slice(n * length, (n + 1) * length)) for n in range(shares)]
+    whole = tensors(Draws.at(CONFIG, 7, slice(0, 6)))
+    assert len(whole) == 2 * (1 + 4 + 4 + 1) + (1 + 4)
+    for expected, *pieces in zip(whole, *map(tensors, split), strict=True):
+        assert torch.equal(torch.cat(pieces), expected)
+
+
+def test_no_two_draws_are_the_same() -> None:
+    latents = []
+    for step in range(3):
+        draws = Draws.at(CONFIG, step, slice(0, 6))
+        latents += [*(critic.z_BD for critic in draws.critic), draws.generator.z_BD]
+    seeds = Draws.at(CONFIG, 0, slice(0, 6)).critic[0].noise_B2
+    assert len({row.tobytes() for z_BD in latents for row in z_BD.numpy()}) == 9 * 6
+    assert len(set(seeds.flatten().tolist())) == 12
+
+
+def test_noise_is_each_clips_own_and_standard_normal() -> None:
+    seed_B = Draws.at(CONFIG, 0, slice(0, 6)).critic[0].noise_B2[:, 0]
+    x_BCTHW = torch.zeros(6, 3, 4, 16, 16)
+    noise_BCTHW = noise_like(x_BCTHW, seed_B)
+    assert torch.equal(noise_like(x_BCTHW[2:4], seed_B[2:4]), noise_BCTHW[2:4])
+    assert noise_BCTHW.mean().abs() < 0.03
+    assert noise_BCTHW.std().item() == pytest.approx(1, abs=0.03)

@@ -1,0 +1,118 @@
+"""Training on nodes that come and go: raylets killed, drained and added under a real training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raygen import supervisor
+from raygen.config import Config
+from raygen.data import lineage
+from raygen.data.scan import scan
+from raygen.errors import Interrupted
+from raygen.history import History
+from raygen.runs import Run, run_uri
+from raygen.supervisor import Supervisor
+from tests.raylets import Nodes, Training
+
+SMALL = {
+    "data.frames": 8,
+    "data.size": 16,
+    "model.generator_width": 8,
+    "model.critic_width": 8,
+    "model.latent_dim": 8,
+    "train.batch_size": 6,
+    "train.snapshot_every": 5,
+    "train.max_failures": 2,
+    "loss.penalty_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes(3)
+    yield nodes
+    nodes.close()
+
+
+def config(shapes: Path, storage: Path, name: str, **more: object) -> Config:
+    catalogue = storage / "catalogue.parquet"
+    if not catalogue.exists():
+        scan(str(shapes)).write(str(catalogue))
+    overrides = {"data.uri": str(catalogue), "storage": str(storage), "name": name, **SMALL}
+    return Config.load("tiny", overrides | {"train." + key: value for key, value in more.items()})
+
+
+def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
+    nodes: Nodes, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GROW_SETTLE_S", 4.0)
+    settings = config(shapes, tmp_path, "elastic", workers=[1, 3], steps=100_000)
+    training = Training(settings)
+    three = training.wait_for(lambda s: s.step >= 12)
+    assert three.workers == 3
+
+    # The node of rank 0, without notice: at most the steps since the last copies are lost.
+    killed_at = training.newest.step
+    nodes.kill(nodes.alive[three.nodes[0]])
+    two = training.wait_for(lambda s: s.workers in (1, 2) and s.step > s.started_at)
+    assert killed_at - 10 <= two.started_at
+
+    # A spot notice: nothing is lost, and it is no failure.
+    nodes.drain(nodes.alive[two.nodes[0]], seconds=12)
+    left = training.wait_for(lambda s: s.ended == "preempted")
+    one = training.wait_for(lambda s: s.nodes not in ((), two.nodes) and s.step > s.started_at)
+    assert two.nodes[0] not in one.nodes
+    assert one.started_at == left.step
+
+    nodes.add()
+    nodes.add()
+    grew = training.wait_for(lambda s: s.ended == "grew")
+    more = training.wait_for(lambda s: s.workers > one.workers and s.step > s.started_at)
+    assert more.started_at == grew.step
+
+    training.stop()
+    with pytest.raises(Interrupted, match="stopped and saved at step"):
+        training.finish()
+    run = Run.open(run_uri(settings))
+    steps = run.status["step"]
+    consumed = lineage.read(run.uri)
+    assert consumed["step"].to_pylist() == [step for step in range(1, steps + 1) for _ in range(6)]
+    counts = np.bincount(consumed["row"], minlength=12)
+    assert counts.max() - counts.min() <= 1
+    kinds = [event.event for event in History(run.uri).events]
+    assert kinds == ["started", "lost", "preempted", "grew", "stopped"]
+
+
+def test_a_rank_that_stands_still_is_restarted_and_the_weights_do_not_show_it(
+    nodes: Nodes, shapes: Path, tmp_path: Path
+) -> None:
+    undisturbed = Training(config(shapes, tmp_path, "undisturbed", workers=2, steps=40)).finish()
+    settings = config(shapes, tmp_path, "stalled", workers=2, steps=40, stall_s=4.0)
+    training = Training(settings)
+    seen = training.wait_for(lambda s: s.step >= 12)
+    (trainer,) = nodes.trainers(nodes.alive[seen.nodes[1]])
+    trainer.suspend()
+    stalled = training.finish()
+    assert "stalled" in [event.event for event in History(stalled.uri).events]
+    expected = undisturbed.load_ema()
+    for name, tensor in stalled.load_ema().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_an_error_in_the_code_ends_the_run_at_once_with_the_workers_own_traceback(
+    nodes: Nodes, shapes: Path, tmp_path: Path
+) -> None:
+    settings = config(shapes, tmp_path, "crash", workers=2, steps=40)
+    run = Run.create(settings, ["a"], {})
+    broken: Any = None
+    broken_run = Supervisor(settings, run, broken, print, print, threading.Event())
+    with pytest.raises(RuntimeError, match=r"worker \d failed:\nTraceback(.|\n)*TypeError"):
+        broken_run.run()
+    assert [event.event for event in History(run.uri).events] == ["started", "failed"]
