@@ -25,7 +25,8 @@ class Status:
     fraction in [0, 1] is how much of the steps or of the budget is done, whichever is more;
     rates, and the share of time in which the trainer was `starved` of clips, are over the last
     seconds; `nodes` are Ray's ids of them, by rank; `saved_at` is the newest checkpoint on storage.
-    Before step `onset` all was well; of an unhealthy end, `detail` says what was not.
+    Before step `onset` all was well; of an unhealthy end, `detail` says what was not. After the
+    status that is `closed` comes no other: what this group had to say and to save is out.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Status:
     ended: Ended = ""
     detail: str = ""
     onset: int = 0
+    closed: bool = False
 
     @property
     def workers(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -135,15 +135,15 @@ class Reporter:
         clips = sampling.generate(generator, model.latent_dim, seeds, labels, cpu)
         self._tracker.samples(clips, [self.classes[k] for k in labels], data.fps, step)
 
-    def post(self, step: int, standing: Standing, ended: Ended, detail: str = "") -> None:
-        """Posts why this group ends."""
-        status = self._status(step, standing, ended=ended, detail=detail)
-        ray.get(self._board.post.remote(status))
+    def ending(self, step: int, standing: Standing, ended: Ended) -> None:
+        """Posts why this group ends, before it saves."""
+        ray.get(self._board.post.remote(self._status(step, standing, ended=ended)))
 
     def close(self, step: int, standing: Standing, ended: Ended, detail: str = "") -> None:
-        """Posts the last status, with the reason for the end, and closes the tracker."""
-        self.post(step, standing, ended, detail)
+        """Closes the tracker and posts the last status, with the reason for the end."""
         self._tracker.close()
+        status = self._status(step, standing, ended=ended, detail=detail)
+        ray.get(self._board.post.remote(replace(status, closed=True)))
 
     def _status(
         self,

@@ -9,11 +9,9 @@ was not, is one of `train.max_failures`; an error in the code ends the run at on
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,17 +19,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import ray.train
-from ray.exceptions import RayError, RayTaskError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.exceptions import RayError
 
 from raygen.board import Look, Status, start_board
 from raygen.capacity import Capacity
 from raygen.config import Config
-from raygen.data import store
 from raygen.data.catalog import Catalogue
-from raygen.errors import ClusterError, Interrupted, RaygenError, StorageError, TrainingError
+from raygen.errors import ClusterError, Interrupted, StorageError, TrainingError
+from raygen.group import Group
 from raygen.history import UNANNOUNCED, History
 from raygen.judging import Judging
 from raygen.runs import Run, step_of
@@ -52,12 +47,6 @@ _WHY = {
     "rewound": "rewound",
 }
 _TOLD = ("class_accuracy", "frechet", "motion_ratio")
-# How soon Ray Train itself notices, seconds; its own defaults are 2, 5 and 60.
-_PROMPT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-}
 
 
 @dataclass(frozen=True)
@@ -96,8 +85,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
-        for name, value in _PROMPT.items():
-            os.environ.setdefault(name, value)
         resumes, barren = bool(self.storage.checkpoints()), 0
         with _counted_interrupts(self.interrupts):
             workers = self._room()
@@ -211,26 +198,13 @@ class Supervisor:
     def _group(self, workers: int) -> _Outcome:
         """One group of workers, from its start to its end."""
         ray.get(self.board.begin.remote())
-        trainer, ended = self._trainer(workers), threading.Event()
-        errors: list[BaseException] = []
-
-        def train() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                ended.set()
-
-        # Beside the main thread, where Ray would take Ctrl-C for itself and abort unsaved.
-        threading.Thread(target=train, daemon=True).start()
+        group = Group(self.config, self._job(), workers)
         more: Capacity | None = None
         status, moved, stalled = replace(self.status, ended=""), time.monotonic(), False
         allowed_s, asked = START_S, False
         try:
-            while not ended.wait(LOOK_EVERY_S):
-                look = self._look()
-                now = time.monotonic()
+            while not group.over(LOOK_EVERY_S) and not status.closed:
+                look, now = self._look(), time.monotonic()
                 if look.status is not None:
                     # What it goes on from is settled, and it has its own room.
                     self.onset = None
@@ -242,9 +216,8 @@ class Supervisor:
                     status = look.status
                 if look.failure is not None:
                     # The others may wait for the one that failed until kingdom come.
-                    if not ended.wait(5):
+                    if not group.over(5):
                         self._kill()
-                    ended.wait()
                     raise look.failure
                 if len(self.interrupts) > 1:
                     raise Interrupted(
@@ -266,7 +239,8 @@ class Supervisor:
         look = self._look()
         if look.failure is not None:
             raise look.failure
-        return _Outcome(look.status or status, errors[0] if errors else None, stalled)
+        status = look.status or status
+        return _Outcome(status, None if status.closed else group.error, stalled)
 
     def _look(self) -> Look:
         look: Look = ray.get(self.board.look.remote())
@@ -303,11 +277,10 @@ class Supervisor:
             except RayError:  # it died meanwhile
                 continue
 
-    def _trainer(self, workers: int) -> TorchTrainer:
-        config, train = self.config, self.config.train
-        filesystem, path = store.open_storage(store.absolute(config.storage))
-        job = {
-            "config": config.dump(),
+    def _job(self) -> dict[str, Any]:
+        """What raygen.worker.Job takes."""
+        return {
+            "config": self.config.dump(),
             "run_uri": self.storage.uri,
             "catalogue": self.catalogue,
             "board": self.board,
@@ -317,56 +290,6 @@ class Supervisor:
             "lr_scale": self._lr_scale(),
             "onset": self.onset,
         }
-        return TorchTrainer(
-            _train_worker,
-            train_loop_config=job,
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=train.gpus_per_worker > 0,
-                resources_per_worker={"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker},
-            ),
-            run_config=RunConfig(
-                name=config.name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                # Whether to start again, and with how many, is decided here.
-                failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
-                ),
-            ),
-        )
-
-
-def _train_worker(job: dict[str, Any]) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    board = job["board"]
-    try:
-        # DeepSpeed chooses its accelerator when it is imported, so not before this line.
-        from raygen.worker import Job, train_worker
-
-        train_worker(Job(**job | {"config": Config.parse(job["config"])}))
-    except RaygenError as error:
-        ray.get(board.fail.remote(error))
-    except Exception as error:
-        if not _is_loss(error):
-            # Ray Train tells of the rank that it saw fail first, which may be an echo of another.
-            rank = ray.train.get_context().get_world_rank()
-            crash = RuntimeError(f"worker {rank} failed:\n{traceback.format_exc()}")
-            ray.get(board.fail.remote(crash))
-        raise
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether a rank failed only because another, or its node, is gone."""
-    from torch import distributed
-
-    if isinstance(error, RayError):
-        return not isinstance(error, RayTaskError)
-    words = ("gloo", "Connection closed by peer", "NCCL")
-    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
 def _last_line(error: BaseException) -> str:

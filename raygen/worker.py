@@ -280,7 +280,7 @@ class _Worker:
 
     def _end(self, ended: Ended) -> None:
         if self.reporter is not None:
-            self.reporter.post(self.step, self._standing(), ended)
+            self.reporter.ending(self.step, self._standing(), ended)
         self.saver.finish()
         if self.step > self.saver.saved_at:
             self.saver.take(self._moment(), to_storage=True)
