@@ -28,7 +28,7 @@ from typing import Any
 from ray.exceptions import RayError
 from safetensors.torch import load_file
 
-from raygen import reshard
+from raygen import packing, reshard
 from raygen.config import Config
 from raygen.data import store
 from raygen.engine import Pair
@@ -212,14 +212,14 @@ def _from_storage(uri: str, folder: str) -> None:
 
 
 def _from_memory(whole: Whole, folder: str) -> list[Part]:
-    """The parts without their files. Raises RayError where a vault has died meanwhile."""
+    """The parts without their states. Raises RayError where a vault has died meanwhile."""
     parts = whole.fetch()
     for part in parts:
-        for name, data in part.files.items():
+        for name, data in packing.serialize(packing.unpack(part.states)).items():
             _write(folder, name, data)
     assert parts[0].state is not None
     _write(folder, STATE, sealed(parts[0].state))
-    return [replace(part, files={}) for part in parts]
+    return [replace(part, states=packing.pack({})) for part in parts]
 
 
 def _write(folder: str, name: str, data: bytes) -> None:

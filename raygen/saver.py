@@ -14,15 +14,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from safetensors.torch import save as save_tensors
-from torch import Tensor
 
-from raygen import shards
+from raygen import packing, shards
 from raygen.data import lineage, quarantine, store
 from raygen.data.catalog import Catalogue
 from raygen.engine import Pair
@@ -122,6 +120,9 @@ class Saver:
         """
         began = time.monotonic()
         states, average = shards.capture(self.pair), self.pair.ema.gather()
+        if self.rank == 0:
+            # On a CPU these are the very tensors that the next step changes.
+            states[EMA] = {name: tensor.clone() for name, tensor in average.items()}
         step = self.kept_at = moment.progress.step
         state = asdict(moment.progress) | {
             "world_size": self.world_size,
@@ -134,15 +135,13 @@ class Saver:
             step,
             self.rank,
             self.world_size,
-            {},
+            packing.pack(states),
             tuple(moment.consumed),
             state if self.rank == 0 else None,
         )
-        # On a CPU these are the very tensors that the next step changes.
-        mine = {name: t.clone() for name, t in average.items()} if self.rank == 0 else None
         uri = self.run.path(checkpoint_name(step)) if to_storage else None
         stalled = time.monotonic() - began
-        kept = self._thread.submit(self._keep, part, states, mine, uri, stalled)
+        kept = self._thread.submit(self._keep, part, states, uri, stalled)
         self._newest = kept
         if to_storage:
             self.tried_at = step
@@ -174,20 +173,16 @@ class Saver:
         self,
         part: Part,
         states: Mapping[str, Any],
-        average: Mapping[str, Tensor] | None,
         uri: str | None,
         stalled_s: float,
     ) -> _Kept:
         began = time.thread_time()
-        files = shards.serialize(states)
-        if average is not None:
-            files[EMA] = save_tensors(dict(average))
-        self._copies = self._send(replace(part, files=files))
+        self._copies = self._send(part)
         self.snapshot_s = stalled_s + time.thread_time() - began
         kept = _Kept(part.consumed)
         if uri is not None:
             try:
-                for name, data in files.items():
+                for name, data in packing.serialize(states).items():
                     store.write_bytes(store.join(uri, name), data)
                     kept.files[name] = len(data), hashlib.sha256(data).hexdigest()
             except StorageError as error:

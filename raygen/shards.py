@@ -6,13 +6,11 @@ is met by a thread and not by a rank in the middle of DeepSpeed's collective cal
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
@@ -29,16 +27,6 @@ def capture(pair: Pair) -> dict[str, Any]:
     with taken.instead_of_files(engines[0]), taken.instead_of_files(engines[1]):
         pair.save(".")
     return taken.states
-
-
-def serialize(states: Mapping[str, Any]) -> dict[str, bytes]:
-    """The bytes of those files, as `Pair.load` reads them."""
-    files = {}
-    for name, state in states.items():
-        sink = io.BytesIO()
-        torch.save(state, sink)
-        files[name] = sink.getvalue()
-    return files
 
 
 class _Taken(TorchCheckpointEngine):  # type: ignore[misc]

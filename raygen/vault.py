@@ -8,12 +8,14 @@ belong to the training's board, not to its workers, and outlive them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raygen.packing import Packed
 
 # Of the newest two one is whole, whenever the workers die.
 KEPT = 2
@@ -33,7 +35,7 @@ class Part:
     step: int
     rank: int
     world_size: int
-    files: Mapping[str, bytes]
+    states: Packed
     consumed: Sequence[tuple[int, int]]
     state: Mapping[str, Any] | None = None
 
@@ -47,6 +49,8 @@ class Vault:
 
     def keep(self, part: Part) -> None:
         """Takes a part; the oldest step goes when there are more than two."""
+        # Out of the object store, whose copies go with the worker that sent it.
+        part = replace(part, states=part.states.owned())
         group = self._groups.setdefault(part.group, len(self._groups))
         self._parts.setdefault((group, part.step), {})[part.rank] = part
         for key in sorted(self._parts)[:-KEPT]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.exceptions import RayError
 
+from raygen import packing
 from raygen.vault import Part, Vaults
 
 
@@ -30,9 +32,15 @@ def handles() -> Iterator[dict[str, Any]]:
 
 
 def part(step: int, rank: int, *, group: str = "first", world_size: int = 2) -> Part:
-    files = {f"critic/{rank}.pt": f"{group} {step} {rank}".encode()}
+    states = packing.pack({f"critic/{rank}.pt": torch.tensor([step, rank])})
     state = {"step": step} if rank == 0 else None
-    return Part(group, step, rank, world_size, files, [(step, rank)], state)
+    return Part(group, step, rank, world_size, states, [(step, rank)], state)
+
+
+def told(part: Part) -> tuple[object, ...]:
+    """What can be compared of a part."""
+    numbers = {name: t.tolist() for name, t in packing.unpack(part.states).items()}
+    return part.group, part.step, part.rank, part.state, numbers
 
 
 def keep(vault: Any, *parts: Part) -> None:
@@ -58,7 +66,7 @@ def test_a_step_is_offered_once_every_rank_has_left_its_part(handles: dict[str, 
     keep(handles["b"], part(10, 1))
     (whole,) = Vaults(handles).whole()
     assert whole.step == 10
-    assert whole.fetch() == [part(10, 0), part(10, 1)]
+    assert [told(found) for found in whole.fetch()] == [told(part(10, 0)), told(part(10, 1))]
     keep(handles["b"], part(20, 1))
     assert steps(handles) == [10]
     keep(handles["a"], part(20, 0))
@@ -86,7 +94,7 @@ def test_a_vault_that_died_is_passed_over(handles: dict[str, Any]) -> None:
     with pytest.raises(RayError):
         newest.fetch()
     (whole,) = Vaults(handles).whole()
-    assert whole.fetch() == [part(10, 0), part(10, 1)]
+    assert [told(found) for found in whole.fetch()] == [told(part(10, 0)), told(part(10, 1))]
     Vaults(handles).forget_after(5)
     assert steps(handles) == []
 
@@ -99,7 +107,8 @@ def test_parts_of_two_groups_make_no_whole(handles: dict[str, Any]) -> None:
     assert steps(handles) == [10]
     keep(handles["a"], part(20, 0, group="second"))
     (_, whole) = Vaults({"b": handles["b"], "a": handles["a"]}).whole()
-    assert whole.fetch() == [part(20, 0, group="second"), part(20, 1, group="second")]
+    second = [part(20, rank, group="second") for rank in (0, 1)]
+    assert [told(found) for found in whole.fetch()] == [told(sent) for sent in second]
     # What another group has left is older, whatever its steps.
     keep(handles["b"], part(12, 0, group="third", world_size=1))
     keep(handles["b"], part(14, 0, group="third", world_size=1))
@@ -124,3 +133,26 @@ def test_a_part_goes_to_its_own_node_and_to_the_next() -> None:
 def test_without_vaults_there_is_nothing() -> None:
     assert Vaults({}).whole() == []
     Vaults({}).forget_after(0)
+
+
+def test_states_arrive_as_they_were() -> None:
+    states: dict[str, Any] = {
+        "network.pt": {
+            "weights": torch.randn(3, 4).T,
+            "half": torch.randn(5).bfloat16(),
+            "count": torch.tensor(7),
+            "none": torch.empty(0, 3),
+            "settings": {"lr": 1e-4, "betas": (0.0, 0.99)},
+        }
+    }
+    packed = packing.pack(states)
+    (arrived,) = packing.unpack(packed.owned()).values()
+    for name, sent in states["network.pt"].items():
+        if isinstance(sent, torch.Tensor):
+            assert arrived[name].dtype == sent.dtype
+            assert torch.equal(arrived[name], sent)
+        else:
+            assert arrived[name] == sent
+    # What is sent on its way lies where it lay: nothing was copied.
+    states["network.pt"]["count"].fill_(8)
+    assert packing.unpack(packed)["network.pt"]["count"] == 8

@@ -12,6 +12,7 @@ The last three on a Ray cluster of raylets on this machine, `tiny`'s networks on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 from raygen.config import Config
 from raygen.data import synthetic
+from raygen.errors import Interrupted
 
 console = Console()
 STAGES = range(4)
@@ -128,6 +130,8 @@ def elastic() -> dict[str, float]:
             training.wait_for(lambda s: s.saved_at > before)
             notice_s = time.monotonic() - noticed
             training.stop()
+            with contextlib.suppress(Interrupted):
+                training.finish()
             return {
                 "kill_to_step_s": kill_s,
                 "steps_repeated_after_kill": float(max(0, step - again.started_at)),
