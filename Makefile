@@ -1,12 +1,13 @@
 # make demo    the whole path on this machine, in about five minutes after installation
 # make test    lint, types, import contracts and tests
+# make slow    the tests that take minutes: a soak, three ranks, a chaos run
 # make bench   every benchmark, a table each
 # make lint    formats and lints only
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint
+.PHONY: demo test slow bench lint
 
 demo: .venv/.stamp
 	$(BIN)/raygen demo
@@ -18,8 +19,11 @@ test: .venv/.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+slow: .venv/.stamp
+	$(BIN)/pytest -m slow --timeout 3600
+
 bench: .venv/.stamp
-	@set -e; for file in tests/benchmarks/[a-z]*.py; do \
+	@set -e; for file in $$(grep -l -- '"--json"' tests/benchmarks/*.py); do \
 		name=$$(basename $$file .py); echo "== $$name"; \
 		$(BIN)/python -m tests.benchmarks.$$name; \
 	done

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import box
@@ -22,7 +22,10 @@ from rich.table import Table
 from raygen import config as configuration
 from raygen import data_cli
 from raygen.config import Config
-from raygen.errors import RaygenError
+from raygen.errors import CheckpointError, RaygenError
+
+if TYPE_CHECKING:
+    from raygen.runs import Run
 
 app = typer.Typer(
     help="A bucket of clips and a number of dollars in; the best video generator they buy out.",
@@ -38,6 +41,9 @@ PIPE_WIDTH = 200
 
 Preset = Annotated[str, typer.Argument(help="a preset's name or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")]
+Best = Annotated[
+    bool, typer.Option("--best", help="the best checkpoint judged while training, not the newest")
+]
 RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3://bucket/tiny")]
 
 
@@ -71,7 +77,7 @@ def train(preset: Preset, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(uri: RunUri) -> None:
+def evaluate(uri: RunUri, best: Best = False) -> None:
     """Judge a run's generator against its real clips; writes evaluation.json into the run."""
     from raygen.display import judgement
     from raygen.evaluate import evaluate_run
@@ -79,7 +85,7 @@ def evaluate(uri: RunUri) -> None:
 
     run = Run.open(uri)
     with console.status("judging") as status:
-        evaluation = evaluate_run(run, status.update)
+        evaluation = evaluate_run(run.at(_best(run)) if best else run, status.update)
     console.print(judgement(evaluation))
     console.print(f"next: raygen export {run.uri} -o exports/{run.config.name}", soft_wrap=True)
 
@@ -113,12 +119,14 @@ def runs(
 def export(
     uri: RunUri,
     output: Annotated[str, typer.Option("--output", "-o", help="folder or s3:// prefix")],
+    best: Best = False,
 ) -> None:
     """Write a run's averaged generator as safetensors, config and model card."""
     from raygen.export import export_run
     from raygen.runs import Run
 
-    export_run(Run.open(uri), output)
+    run = Run.open(uri)
+    export_run(run.at(_best(run)) if best else run, output)
     console.print(f"{output}: generator.safetensors, config.json, README.md", soft_wrap=True)
     console.print(f"next: raygen generate {output} -o clips.mp4", soft_wrap=True)
     console.print(f"      serve run serve.app:app export={output}", soft_wrap=True)
@@ -184,6 +192,15 @@ def prices() -> None:
     for price in cost.prices():
         table.add_row(price.node, price.hardware, f"{price.hourly:.4f}")
     console.print(table)
+
+
+def _best(run: Run) -> str:
+    checkpoint = run.best()
+    if checkpoint is None:
+        raise CheckpointError(
+            f"no checkpoint of {run.uri} was judged while it trained: set evaluate.every=STEPS"
+        )
+    return checkpoint
 
 
 def _guard_local_ray() -> None:

@@ -98,6 +98,11 @@ class Training:
         raise AssertionError(f"not within {seconds} s; last: {self.seen[-1:]}, {self.notes}")
 
     @property
+    def groups(self) -> int:
+        """How many groups of workers have made a step so far."""
+        return len({(s.nodes, s.started_at) for _, s in self.seen if s.step > s.started_at})
+
+    @property
     def newest(self) -> Status:
         """The last status seen."""
         return self.seen[-1][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from raygen import supervisor
 from raygen.config import Config
 from raygen.data import lineage
 from raygen.data.scan import scan
-from raygen.errors import Interrupted
+from raygen.errors import Interrupted, TrainingError
 from raygen.history import History
 from raygen.runs import Run, run_uri
 from raygen.supervisor import Supervisor
@@ -81,15 +82,12 @@ def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
     with pytest.raises(Interrupted, match="stopped and saved at step"):
         training.finish()
     run = Run.open(run_uri(settings))
-    steps = run.status["step"]
-    consumed = lineage.read(run.uri)
-    assert consumed["step"].to_pylist() == [step for step in range(1, steps + 1) for _ in range(6)]
-    counts = np.bincount(consumed["row"], minlength=12)
-    assert counts.max() - counts.min() <= 1
+    counted_once(run)
     kinds = [event.event for event in History(run.uri).events]
     assert kinds == ["started", "lost", "preempted", "grew", "stopped"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_stands_still_is_restarted_and_the_weights_do_not_show_it(
     nodes: Nodes, shapes: Path, tmp_path: Path
 ) -> None:
@@ -116,3 +114,62 @@ def test_an_error_in_the_code_ends_the_run_at_once_with_the_workers_own_tracebac
     with pytest.raises(RuntimeError, match=r"worker \d failed:\nTraceback(.|\n)*TypeError"):
         broken_run.run()
     assert [event.event for event in History(run.uri).events] == ["started", "failed"]
+
+
+@pytest.mark.slow
+def test_a_training_that_runs_away_is_rewound_and_then_ended(
+    nodes: Nodes, shapes: Path, tmp_path: Path
+) -> None:
+    wild = {"optim.critic.lr": 0.5, "optim.generator.lr": 0.5, "loss.gamma": 0.0}
+    careful = {"health.patience": 2, "health.rewinds": 1, "health.lr_factor": 0.9}
+    settings = config(shapes, tmp_path, "wild", workers=2, steps=100_000)
+    training = Training(Config.parse(settings.dump(), wild | careful))
+    with pytest.raises(TrainingError, match=r"rewound 1 times .*at last with 0\.9 of the learning"):
+        training.finish()
+    history = History(run_uri(settings))
+    assert [event.event for event in history.events] == ["started", "rewound", "failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_losses_notices_and_newcomers_in_one_run(
+    nodes: Nodes, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GROW_SETTLE_S", 4.0)
+    changed = {"workers": [1, 3], "steps": 1_000_000, "max_failures": 20, "snapshot_every": 5}
+    settings = config(shapes, tmp_path, "soak", **changed)
+    training = Training(settings)
+    chance = random.Random(0)
+    while len(nodes.alive) < 3:
+        nodes.add()
+    for _ in range(20):
+        now = training.wait_for(lambda s: s.step > s.started_at + 10, 300)
+        before = training.groups
+        happens = chance.choice(("kill", "drain")) if now.workers > 1 else "add"
+        if happens == "add":
+            nodes.add()
+        elif happens == "kill":
+            nodes.kill(nodes.alive[chance.choice(now.nodes)])
+        else:
+            nodes.drain(nodes.alive[chance.choice(now.nodes)], seconds=10)
+        training.wait_for(lambda s, before=before: training.groups > before, 300)  # type: ignore[misc]
+    training.stop()
+    with pytest.raises(Interrupted):
+        training.finish()
+    run = Run.open(run_uri(settings))
+    counted_once(run)
+    # The figures of a run of as many steps that nothing disturbed.
+    steps = min(run.status["step"], 2_000)
+    calm = Training(config(shapes, tmp_path, "calm", workers=2, steps=steps)).finish()
+    for name in ("loss/critic", "loss/generator"):
+        disturbed, expected = (r.status["losses"][name] for r in (run, calm))
+        assert abs(disturbed - expected) < max(1.0, abs(expected)), name
+
+
+def counted_once(run: Run) -> None:
+    """Asserts that every step is there once, and each of the twelve clips as often as any."""
+    steps = run.status["step"]
+    consumed = lineage.read(run.uri)
+    assert consumed["step"].to_pylist() == [step for step in range(1, steps + 1) for _ in range(6)]
+    counts = np.bincount(consumed["row"], minlength=12)
+    assert counts.max() - counts.min() <= 1

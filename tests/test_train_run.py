@@ -168,9 +168,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(catalogue_uri: str, tmp_path: Path) 
     assert "Traceback" not in output
 
 
-def test_a_budget_ends_a_run_saved(catalogue_uri: str, tmp_path: Path) -> None:
-    limits = ["train.steps=100000", "train.checkpoint_every=100000", "budget.minutes=1"]
-    finish(start(catalogue_uri, str(tmp_path), "short", *limits))
-    status = Run.open(f"{tmp_path}/short").status
+def test_a_budget_ends_a_run_saved_and_judged_on_its_way(
+    catalogue_uri: str, tmp_path: Path
+) -> None:
+    limits = ["train.steps=100000", "train.checkpoint_every=40", "budget.minutes=1"]
+    judged = ["evaluate.every=80", "evaluate.clips=32", "evaluate.judge_steps=10"]
+    output = finish(start(catalogue_uri, str(tmp_path), "short", *limits, *judged))
+    run = Run.open(f"{tmp_path}/short")
+    status = run.status
     assert 0 < status["step"] < 100000
     assert 60 <= status["elapsed_s"] < 180
+    # The judge works beside the training; the best checkpoint is kept beside the newest two.
+    assert "judged: class_accuracy" in output
+    best = run.best()
+    assert best is not None
+    assert set(run.checkpoints()[:-2]) <= {best}
+    assert run.at(best).status["step"] % 40 == 0 or best == run.checkpoints()[-1]
