@@ -73,8 +73,10 @@ def _figures(status: Status) -> str:
         fetch, decode = (status.losses.get(f"data/{what}_ms", 0) for what in ("fetch", "decode"))
         costs = f"{fetch:.0f} ms to fetch, {decode:.0f} to decode one"
         starved = f"{status.starved:.0%} waiting for clips ({costs})"
+    workers = f"{status.workers} workers" if status.workers > 1 else ""
     parts = [
         f"{status.clips_per_s:.0f} clips/s",
+        workers,
         losses,
         left,
         f"${status.dollars:.4f}",

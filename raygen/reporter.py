@@ -88,6 +88,7 @@ class Reporter:
         board: Any,
         meter: Meter,
         started_at: int,
+        standing: Standing,
         nodes: Sequence[str],
     ) -> None:
         self.config, self.classes, self.meter = config, classes, meter
@@ -98,7 +99,7 @@ class Reporter:
         self._wish: Wish = ""
         self._posted_at, self._posted_step = time.monotonic(), started_at
         self._posted_waited_s = 0.0
-        self._answer = board.post.remote(self._status(started_at, Standing(started_at, 0, 0.0, 1)))
+        self._answer = board.post.remote(self._status(started_at, standing))
 
     def wish(self, step: int, standing: Standing) -> Wish:
         """What the driver wants; posts a status now and then, without waiting."""

@@ -162,7 +162,9 @@ class _Worker:
             lineage.forget_after(job.run_uri, resumed.saved_at)
             for note in self.pair.notes:
                 self._note(note)
-            self.reporter = Reporter(self.config, classes, job.board, self.meter, self.step, nodes)
+            self.reporter = Reporter(
+                self.config, classes, job.board, self.meter, self.step, self._standing(), nodes
+            )
 
     def run(self) -> None:
         train, share = self.config.train, self.config.train.batch_size // self.world_size
