@@ -46,10 +46,9 @@ LEAVE_S = 5.0
 class Job:
     """What the driver hands to every worker of a group.
 
-    `board` is an actor handle of raygen.board.Board; `lr_scale` what a rewound run goes on with,
-    from before step `onset`.
-    `elapsed_s` and `dollars` were spent on the run before, also on what was lost; `losses` counts
-    the groups that were lost without notice.
+    `board` is an actor handle of raygen.board.Board. `elapsed_s` and `dollars` were spent on the
+    run before, also on what was lost; `losses` counts the groups that were lost without notice. A
+    rewound run goes on from before step `onset`, with `lr_scale` of its learning rates.
     """
 
     config: Config
@@ -85,13 +84,6 @@ class _Verdict:
         return (
             "stopped" if self.stop else "preempted" if self.leave else "grew" if self.grow else ""
         )
-
-
-@dataclass(frozen=True)
-class Notice:
-    """That a node of this group will be taken away; `leave_at` by the monotonic clock."""
-
-    leave_at: float
 
 
 def train_worker(job: Job) -> None:
@@ -150,7 +142,9 @@ class _Worker:
             note=self._note,
         )
         self.pace = Pace(self.config.train, losses=job.losses, seconds=self.meter.elapsed_s)
-        self.notice: Notice | None = None
+        # By the monotonic clock, once a node of this group is about to be taken away.
+        self.leave_at: float | None = None
+        self.leave_early_s = LEAVE_S
         self.looked_at = self.logged_at = time.monotonic()
         self.saving_s, self.saved_at = 0.0, resumed.saved_at
         self.health = Health(self.config, resumed.health)
@@ -232,7 +226,7 @@ class _Worker:
                 fraction=self.meter.fraction(self.step),
                 stop=wish == "stop",
                 grow=wish == "grow",
-                leave=self.notice is not None and self.notice.leave_at <= now,
+                leave=self.leave_at is not None and self.leave_at <= now,
                 look=now - self.looked_at > NOTICE_EVERY_S,
                 save=self.pace.checkpoint_due(self.step, saver.tried_at),
                 snapshot=self.pace.snapshot_due(self.step, saver.kept_at),
@@ -265,20 +259,24 @@ class _Worker:
     def _look_for_notice(self) -> None:
         self.looked_at = time.monotonic()
         info = ray.train.get_preemption_info()  # collective
-        if info is None or self.notice is not None:
+        if info is None:
             return
-        # At once, in case the node goes before its time; again when it is left.
-        self.saver.finish()
-        self.saver.take(self._moment(), to_storage=True)
-        self.saver.finish()
-        took = time.monotonic() - self.looked_at
         left = 0.0 if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
-        self.notice = Notice(time.monotonic() + left - LEAVE_S - 3 * took)
-        if self.reporter is not None:
+        if self.leave_at is None:
+            # At once, in case the node goes before its time; again when it is left.
+            self.saver.finish()
+            self.saver.take(self._moment(), to_storage=True)
+            self.saver.finish()
+            took = time.monotonic() - self.looked_at
+            self.leave_early_s = LEAVE_S + 3 * took
             saved = self.saver.saved_at >= self.step
             where = f"saved at step {self.step}" if saved else "kept in memory only"
             gone = len(info.preempted_node_ids)
-            self._note(f"{gone} node(s) will be taken in {left:.0f} s: {where} within {took:.1f} s")
+            if self.rank == 0:
+                self._note(f"{gone} node(s) will be taken in {left:.0f} s: {where} in {took:.1f} s")
+        leave_at = self.looked_at + left - self.leave_early_s
+        # Another node's time may be shorter.
+        self.leave_at = leave_at if self.leave_at is None else min(self.leave_at, leave_at)
 
     def _end(self, ended: Ended) -> None:
         if self.reporter is not None:
