@@ -64,10 +64,10 @@ class Line:
             self.name,
             self.state,
             f"{self.step:,}/{self.steps:,}",
-            _figure(self.losses.get("loss/generator"), 2),
-            _figure(self.losses.get("loss/critic"), 2),
-            _figure(self.evaluation.get("class_accuracy"), 2),
-            _figure(self.evaluation.get("frechet"), 1),
+            _figure(self.losses.get("loss/generator"), ".2f"),
+            _figure(self.losses.get("loss/critic"), ".2f"),
+            _figure(self.evaluation.get("class_accuracy"), ".2f"),
+            _figure(self.evaluation.get("frechet"), ".3g"),
             f"{self.clips:,}",
             f"{self.dollars:.4f}",
             _ago(now - self.changed) if self.changed else "",
@@ -159,8 +159,8 @@ def _restarts(kinds: Sequence[str]) -> int:
     return sum(kind in _SET_BACK for kind in kinds) + sum(resumed)
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _ago(seconds: float) -> str:

@@ -200,7 +200,11 @@ class Supervisor:
         ray.get(self.board.begin.remote())
         group = Group(self.config, self._job(), workers)
         more: Capacity | None = None
-        status, moved, stalled = replace(self.status, ended=""), time.monotonic(), False
+        status, moved, stalled = (
+            replace(self.status, ended="", closed=False),
+            time.monotonic(),
+            False,
+        )
         allowed_s, asked = START_S, False
         try:
             while not group.over(LOOK_EVERY_S) and not status.closed:

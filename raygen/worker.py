@@ -228,13 +228,17 @@ class _Worker:
                 grow=wish == "grow",
                 leave=self.leave_at is not None and self.leave_at <= now,
                 look=now - self.looked_at > NOTICE_EVERY_S,
-                save=self.pace.checkpoint_due(self.step, saver.tried_at),
+                save=self._to_be_judged() or self.pace.checkpoint_due(self.step, saver.tried_at),
                 snapshot=self.pace.snapshot_due(self.step, saver.kept_at),
                 saved_at=saver.saved_at,
             )
         votes = torch.tensor([float(vote) for vote in vars(mine).values()], dtype=torch.float64)
         distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self.control)
         return _Verdict(*votes.tolist())
+
+    def _to_be_judged(self) -> bool:
+        every = self.config.evaluate.every
+        return every is not None and self.step > self.saver.tried_at and self.step % every == 0
 
     def _housekeep(self, verdict: _Verdict) -> None:
         """What was agreed on, between two steps."""

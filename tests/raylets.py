@@ -73,7 +73,10 @@ def _raylet(node: Any) -> psutil.Process:
 
 
 class Training:
-    """`fit` in a thread; every status with the time at which it was seen."""
+    """`fit` in a thread; every status with the time at which it was seen.
+
+    As a context, it is stopped at the end, whatever came between.
+    """
 
     def __init__(self, config: Config) -> None:
         self.seen: list[tuple[float, Status]] = []
@@ -119,6 +122,13 @@ class Training:
             raise self.error
         assert self.result is not None
         return self.result
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stop.set()
+        self._thread.join(120)
 
     def _fit(self, config: Config) -> None:
         try:

@@ -55,36 +55,37 @@ def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
 ) -> None:
     monkeypatch.setattr(supervisor, "GROW_SETTLE_S", 4.0)
     settings = config(shapes, tmp_path, "elastic", workers=[1, 3], steps=100_000)
-    training = Training(settings)
-    three = training.wait_for(lambda s: s.step >= 12)
-    assert three.workers == 3
+    with Training(settings) as training:
+        # On a slow machine it begins with fewer, and grows.
+        three = training.wait_for(lambda s: s.workers == 3 and s.step >= s.started_at + 12, 240)
 
-    # The node of rank 0, without notice: at most the steps since the last copies are lost.
-    killed_at = training.newest.step
-    nodes.kill(nodes.alive[three.nodes[0]])
-    two = training.wait_for(lambda s: s.workers in (1, 2) and s.step > s.started_at)
-    assert killed_at - 10 <= two.started_at
+        # The node of rank 0, without notice: at most the steps since the last copies are lost.
+        killed_at = training.newest.step
+        nodes.kill(nodes.alive[three.nodes[0]])
+        two = training.wait_for(lambda s: s.workers == 2 and s.step > s.started_at, 240)
+        assert killed_at - 10 <= two.started_at
 
-    # A spot notice: nothing is lost, and it is no failure.
-    nodes.drain(nodes.alive[two.nodes[0]], seconds=12)
-    left = training.wait_for(lambda s: s.ended == "preempted")
-    one = training.wait_for(lambda s: s.nodes not in ((), two.nodes) and s.step > s.started_at)
-    assert two.nodes[0] not in one.nodes
-    assert one.started_at == left.step
+        # A spot notice: nothing is lost, and it is no failure.
+        nodes.drain(nodes.alive[two.nodes[0]], seconds=12)
+        left = training.wait_for(lambda s: s.ended == "preempted")
+        one = training.wait_for(lambda s: s.workers == 1 and s.step > s.started_at)
+        assert two.nodes[0] not in one.nodes
+        assert one.started_at == left.step
 
-    nodes.add()
-    nodes.add()
-    grew = training.wait_for(lambda s: s.ended == "grew")
-    more = training.wait_for(lambda s: s.workers > one.workers and s.step > s.started_at)
-    assert more.started_at == grew.step
+        nodes.add()
+        nodes.add()
+        grew = training.wait_for(lambda s: s.ended == "grew")
+        more = training.wait_for(lambda s: s.workers > one.workers and s.step > s.started_at)
+        assert more.started_at == grew.step
 
-    training.stop()
-    with pytest.raises(Interrupted, match="stopped and saved at step"):
-        training.finish()
+        training.stop()
+        with pytest.raises(Interrupted, match="stopped and saved at step"):
+            training.finish()
     run = Run.open(run_uri(settings))
     counted_once(run)
     kinds = [event.event for event in History(run.uri).events]
-    assert kinds == ["started", "lost", "preempted", "grew", "stopped"]
+    assert (kinds[0], kinds.count("lost"), kinds.count("preempted")) == ("started", 1, 1)
+    assert kinds[-2:] == ["grew", "stopped"]
 
 
 @pytest.mark.slow
@@ -93,11 +94,11 @@ def test_a_rank_that_stands_still_is_restarted_and_the_weights_do_not_show_it(
 ) -> None:
     undisturbed = Training(config(shapes, tmp_path, "undisturbed", workers=2, steps=40)).finish()
     settings = config(shapes, tmp_path, "stalled", workers=2, steps=40, stall_s=4.0)
-    training = Training(settings)
-    seen = training.wait_for(lambda s: s.step >= 12)
-    (trainer,) = nodes.trainers(nodes.alive[seen.nodes[1]])
-    trainer.suspend()
-    stalled = training.finish()
+    with Training(settings) as training:
+        seen = training.wait_for(lambda s: s.step >= 12)
+        (trainer,) = nodes.trainers(nodes.alive[seen.nodes[1]])
+        trainer.suspend()
+        stalled = training.finish()
     assert "stalled" in [event.event for event in History(stalled.uri).events]
     expected = undisturbed.load_ema()
     for name, tensor in stalled.load_ema().items():
@@ -123,8 +124,10 @@ def test_a_training_that_runs_away_is_rewound_and_then_ended(
     wild = {"optim.critic.lr": 0.5, "optim.generator.lr": 0.5, "loss.gamma": 0.0}
     careful = {"health.patience": 2, "health.rewinds": 1, "health.lr_factor": 0.9}
     settings = config(shapes, tmp_path, "wild", workers=2, steps=100_000)
-    training = Training(Config.parse(settings.dump(), wild | careful))
-    with pytest.raises(TrainingError, match=r"rewound 1 times .*at last with 0\.9 of the learning"):
+    with (
+        Training(Config.parse(settings.dump(), wild | careful)) as training,
+        pytest.raises(TrainingError, match=r"rewound 1 times .*at last with 0\.9 of the learning"),
+    ):
         training.finish()
     history = History(run_uri(settings))
     assert [event.event for event in history.events] == ["started", "rewound", "failed"]
