@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from raygen import tree
 from raygen.errors import ConfigError
@@ -153,8 +153,15 @@ class OptimConfig(Section):
     ema_halflife: float = Field(500.0, ge=0, description="half-life of the generator's EMA, clips")
 
 
-_Count = Annotated[int, Field(ge=1, le=1024)]
-Workers = _Count | tuple[_Count, _Count]
+def _workers(value: Any) -> Any:
+    bounds = value if isinstance(value, list | tuple) else [value, value]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in bounds)
+    if len(bounds) != 2 or not whole or not 1 <= bounds[0] <= bounds[1] <= 1024:
+        raise ValueError("must be a number from 1 to 1024, or [fewest, most] of such")
+    return value if isinstance(value, int) else tuple(value)
+
+
+Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
 
 
 class TrainConfig(Section):
@@ -207,14 +214,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.least_workers > self.most_workers:
-            raise ValueError(f"workers {self.workers} must be [fewest, most]")
         if not self.world_sizes:
-            named = self.workers if isinstance(self.workers, int) else f"{self.workers} of the"
-            least = self.least_workers
+            least, most = self.least_workers, self.most_workers
+            named = f"{least}" if least == most else f"any of {least} to {most}"
+            fits = self.batch_size // least * least or least
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split over {named} workers; "
-                f"take {self.batch_size // least * least or least}"
+                f"take batch_size={fits}"
             )
         return self
 
