@@ -84,12 +84,11 @@ class Board:
         """Another group of workers is about to start."""
         self._status, self._wish, self._workers = None, "", {}
 
-    def join(self, rank: int, worker: Any, node: str) -> dict[str, Any]:
-        """Takes a worker's own handle; the vaults so far, by node, with one on its node."""
+    def join(self, rank: int, worker: Any, node: str) -> None:
+        """Takes a worker's own handle, and sees to it that there is a vault on its node."""
         self._workers[rank] = worker
         if node not in self._vaults or not Vaults.alive(self._vaults[node]):
             self._vaults[node] = Vaults.start(node)
-        return self._vaults
 
     def post(self, status: Status) -> tuple[Wish, list[tuple[int, Mapping[str, float]]]]:
         """Takes a status from rank 0; what the driver wants, and checkpoints judged since."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -24,7 +23,7 @@ class Capacity:
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
         ladder = [base, *self._sizes]
         self._steps = [
-            (upper - lower, placement_group([dict(bundle)] * (upper - lower)))
+            (upper - lower, placement_group([bundle] * (upper - lower)))
             for lower, upper in itertools.pairwise(ladder)
         ]
         self._ready: dict[int, bool] = {}
@@ -38,7 +37,7 @@ class Capacity:
         """
         before = sum(self._ready.values())
         for k, (_, group) in enumerate(self._steps):
-            self._ready[k] = self._ready.get(k, False) or _filled(group)
+            self._ready[k] = self._ready.get(k, False) or bool(group.wait(0))
         now = time.monotonic()
         if sum(self._ready.values()) > before or self._since is None:
             self._since = now
@@ -52,7 +51,3 @@ class Capacity:
         for _, group in self._steps:
             remove_placement_group(group)
         self._steps = []
-
-
-def _filled(group: Any) -> bool:
-    return bool(group.wait(0))

@@ -132,9 +132,7 @@ class Resumption:
         damage = ""
         for kind, step, source in candidates:
             folder = f"{self._scratch}/{kind}-{step}"
-            parts, problem = (
-                self._fetch(kind, step, source, folder) if self._fetches else ([], None)
-            )
+            parts, problem = self._fetch(kind, source, folder)
             reports = self.gather((self._node, self._fetches, folder, problem))
             problems = [problem for *_, problem in reports if problem]
             if not problems:
@@ -164,9 +162,7 @@ class Resumption:
             self.run.discard_after(step)
             self.vaults.forget_after(step)
 
-    def _fetch(
-        self, kind: str, step: int, source: Any, folder: str
-    ) -> tuple[list[Part], RaygenError | None]:
+    def _fetch(self, kind: str, source: Any, folder: str) -> tuple[list[Part], RaygenError | None]:
         if not self._fetches:
             return [], None
         try:

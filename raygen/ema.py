@@ -33,14 +33,14 @@ class ParameterEma:
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:
-        """The whole average on the CPU, by name; a collective call when sharded."""
+        """A copy of the whole average on the CPU, by name; a collective call when sharded."""
         whole = {}
         parameters = dict(self.module.named_parameters())
         for name, average in self._average.items():
             if self.sharded and name in parameters:
                 whole[name] = _unshard(average, parameters[name]).cpu()
             else:
-                whole[name] = average.cpu()
+                whole[name] = average.to("cpu", copy=True)
         return {name: tensor.contiguous() for name, tensor in whole.items()}
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -140,13 +140,15 @@ class Pair:
         """Whether every parameter that this rank holds is finite; waits for the device."""
         return self.generator.finite() and self.critic.finite()
 
-    def save(self, folder: str) -> None:
-        """Every rank writes its shards below `folder`: generator/ and critic/."""
-        self.generator.save(folder, "generator")
-        self.critic.save(folder, "critic")
+    def states(self) -> dict[str, Any]:
+        """This rank's shards, copied to the CPU: file name, in generator/ or critic/, to state.
+
+        Collective. raygen.packing makes files of them.
+        """
+        return self.generator.states("generator") | self.critic.states("critic")
 
     def load(self, folder: str, ema: dict[str, Tensor], converted: str = "") -> None:
-        """Takes up what `save` wrote to `folder`, and the gathered EMA.
+        """Takes up the files of every rank's `states` in `folder`, and the gathered EMA.
 
         A `universal` pair takes its sharded networks from `converted`, where
         `reshard.to_universal` put them. Raises CheckpointError where a network is missing.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from typing import Any
 
 import ray
 import ray.train
@@ -13,9 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raygen.config import Config
 from raygen.data import store
 from raygen.errors import RaygenError
+from raygen.job import Job
 
 # How soon Ray Train itself notices, seconds; its own defaults are 2, 5 and 60.
 _PROMPT = {
@@ -26,19 +25,19 @@ _PROMPT = {
 
 
 class Group:
-    """`workers` of `config.train`, started; `job` is what raygen.worker.Job takes.
+    """A number of `workers` at work on `job`, as `job.config.train` says.
 
     Whether to start again after a loss, and with how many, is not decided here.
     """
 
-    def __init__(self, config: Config, job: dict[str, Any], workers: int) -> None:
+    def __init__(self, job: Job, workers: int) -> None:
         for name, value in _PROMPT.items():
             os.environ.setdefault(name, value)
-        train = config.train
+        config, train = job.config, job.config.train
         filesystem, path = store.open_storage(store.absolute(config.storage))
         self._trainer = TorchTrainer(
             _train_worker,
-            train_loop_config=job,
+            train_loop_config={"job": job},
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=train.gpus_per_worker > 0,
@@ -75,25 +74,25 @@ class Group:
             self._over.set()
 
 
-def _train_worker(job: dict[str, Any]) -> None:
+def _train_worker(handed: dict[str, Job]) -> None:
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    board = job["board"]
+    job = handed["job"]
     try:
         # DeepSpeed chooses its accelerator when it is imported, so not before this line.
-        from raygen.worker import Job, train_worker
+        from raygen.worker import train_worker
 
-        train_worker(Job(**job | {"config": Config.parse(job["config"])}))
+        train_worker(job)
     except RaygenError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(job.board.fail.remote(error))
     except Exception as error:
         if not _is_loss(error):
             # Ray Train tells of the rank that it saw fail first, which may be an echo of another.
             rank = ray.train.get_context().get_world_rank()
             crash = RuntimeError(f"worker {rank} failed:\n{traceback.format_exc()}")
-            ray.get(board.fail.remote(crash))
+            ray.get(job.board.fail.remote(crash))
         raise
 
 

@@ -22,7 +22,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from raygen import losses
+from raygen import losses, shards
 from raygen.config import AdamConfig, Config
 from raygen.errors import CheckpointError
 from raygen.models import parameter_count
@@ -97,12 +97,12 @@ class Network:
         held = (p.ds_tensor if self.stage == 3 else p for p in parameters)
         return bool(torch.stack([p.isfinite().all() for p in held]).all())
 
-    def save(self, folder: str, tag: str) -> None:
-        """Every rank writes its shards to `folder`/`tag`."""
-        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+    def states(self, tag: str) -> dict[str, Any]:
+        """This rank's files of a checkpoint, `tag`/NAME, as raygen.shards captures them."""
+        return shards.capture(self._engine, tag)
 
     def load(self, folder: str, tag: str) -> None:
-        """Takes up what `save` wrote, or what was made of it. Raises CheckpointError."""
+        """Takes up the files of `states`, or what was made of them. Raises CheckpointError."""
         found, _ = self._engine.load_checkpoint(folder, tag=tag)
         if found is None:
             raise CheckpointError(f"no {tag} of this run in {folder}")

@@ -1,4 +1,4 @@
-"""When to save: from what saving costs and how often workers were lost."""
+"""When to save: from what saving costs and how often workers failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from raygen.config import TrainConfig
 
-# One unannounced loss in so many seconds is expected of a run that has seen none yet: the order
+# One unannounced failure in so many seconds is expected of a run that has seen none yet: the order
 # of what spot markets of 2025 do to a small group of nodes.
 PRIOR_S = 4 * 3600.0
 # A copy of the shards in another node's memory may take this share of the time.
@@ -15,21 +15,21 @@ SNAPSHOT_SHARE = 0.02
 FIRST = 10
 
 
-def young_daly(cost_s: float, between_losses_s: float) -> float:
+def young_daly(cost_s: float, mtbf_s: float) -> float:
     """Seconds between checkpoints that lose the least time, to first order (Young 1974).
 
-    `cost_s` is what one checkpoint takes from the training. Daly (2006) refines it where that is
-    not small beside the time between losses.
+    `cost_s` is what one checkpoint takes from the training, `mtbf_s` the mean time between
+    failures. Daly (2006) refines it where the one is not small beside the other.
     """
-    return math.sqrt(2 * cost_s * between_losses_s)
+    return math.sqrt(2 * cost_s * mtbf_s)
 
 
 class Pace:
-    """Rank 0's sense of time; `losses` were seen in `seconds` of training before this session."""
+    """Rank 0's sense of time; `failures` were seen in `seconds` of training before this session."""
 
-    def __init__(self, train: TrainConfig, *, losses: int, seconds: float) -> None:
+    def __init__(self, train: TrainConfig, *, failures: int, seconds: float) -> None:
         self.train = train
-        self.losses, self.seconds = losses, seconds
+        self.failures, self.seconds = failures, seconds
         self.step_s: float | None = None
         self._steps = 0
         self._checkpoint_s: float | None = None
@@ -58,8 +58,8 @@ class Pace:
             return self.train.checkpoint_every
         if self._checkpoint_s is None or self.step_s is None:
             return None
-        between = (PRIOR_S + self.seconds) / (1 + self.losses)
-        return max(1, round(young_daly(self._checkpoint_s, between) / self.step_s))
+        mtbf_s = (PRIOR_S + self.seconds) / (1 + self.failures)
+        return max(1, round(young_daly(self._checkpoint_s, mtbf_s) / self.step_s))
 
     @property
     def snapshot_every(self) -> int | None:

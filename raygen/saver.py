@@ -1,6 +1,6 @@
 """Saving the pair while it trains: a copy in memory now, everything else in a thread.
 
-Every rank copies its own part (raygen.shards), and its thread takes it from there: to the vaults
+Every rank copies its own part (`Pair.states`), and its thread takes it from there: to the vaults
 of two nodes each time, and to the run's storage when a checkpoint is due. A checkpoint becomes one
 when rank 0 writes its state.json, with the checksum of every rank's files. A failing bucket or a
 full disk costs that checkpoint, not the training and not the checkpoint before it.
@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raygen import packing, shards
+from raygen import packing
 from raygen.data import lineage, quarantine, store
 from raygen.data.catalog import Catalogue
 from raygen.engine import Pair
@@ -56,7 +56,6 @@ class _Kept:
 
     consumed: Sequence[tuple[int, int]]
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
-    seconds: float = 0.0
     error: str = ""
 
 
@@ -119,10 +118,9 @@ class Saver:
         With `to_storage` no other checkpoint may be open.
         """
         began = time.monotonic()
-        states, average = shards.capture(self.pair), self.pair.ema.gather()
+        states, average = self.pair.states(), self.pair.ema.gather()
         if self.rank == 0:
-            # On a CPU these are the very tensors that the next step changes.
-            states[EMA] = {name: tensor.clone() for name, tensor in average.items()}
+            states[EMA] = average
         step = self.kept_at = moment.progress.step
         state = asdict(moment.progress) | {
             "world_size": self.world_size,

@@ -1,4 +1,4 @@
-"""This rank's part of the pair's state, copied to CPU memory while training stands still.
+"""This rank's part of a network's state, copied to CPU memory while training stands still.
 
 What follows, writing and sending it, happens beside the training, so a full disk or a slow bucket
 is met by a thread and not by a rank in the middle of DeepSpeed's collective calls.
@@ -14,18 +14,15 @@ from typing import Any
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
-from raygen.engine import Pair
 
-
-def capture(pair: Pair) -> dict[str, Any]:
-    """File name (as in generator/x_optim_states.pt) to what DeepSpeed would save there.
+def capture(engine: Any, tag: str) -> dict[str, Any]:
+    """File name (as in `tag`/x_optim_states.pt) to what the DeepSpeed engine would save there.
 
     Collective. The tensors are copies: the next step does not change them.
     """
     taken = _Taken()
-    engines = (pair.generator._engine, pair.critic._engine)
-    with taken.instead_of_files(engines[0]), taken.instead_of_files(engines[1]):
-        pair.save(".")
+    with taken.instead_of_files(engine):
+        engine.save_checkpoint(".", tag=tag, save_latest=False)
     return taken.states
 
 

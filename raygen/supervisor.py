@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -28,6 +27,7 @@ from raygen.data.catalog import Catalogue
 from raygen.errors import ClusterError, Interrupted, StorageError, TrainingError
 from raygen.group import Group
 from raygen.history import UNANNOUNCED, History
+from raygen.job import Job
 from raygen.judging import Judging
 from raygen.runs import Run, step_of
 
@@ -71,7 +71,7 @@ class Supervisor:
         stop: threading.Event,
     ) -> None:
         self.stop = stop
-        self.config, self.storage, self.catalogue = config, run, catalogue
+        self.config, self._run, self.catalogue = config, run, catalogue
         self.on_status, self.on_note = on_status, on_note
         self.history = History(run.uri)
         self.board = start_board()
@@ -85,7 +85,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
-        resumes, barren = bool(self.storage.checkpoints()), 0
+        resumes, barren = bool(self._run.checkpoints()), 0
         with _counted_interrupts(self.interrupts):
             workers = self._room()
             self.history.add("resumed" if resumes else "started", step=0, workers=workers)
@@ -144,7 +144,7 @@ class Supervisor:
         return self.config.health.lr_factor ** self.history.count("rewound")
 
     def _good_before(self, onset: int) -> str | None:
-        good = [uri for uri in self.storage.checkpoints() if step_of(uri) < onset]
+        good = [uri for uri in self._run.checkpoints() if step_of(uri) < onset]
         return good[-1] if good else None
 
     def _lost(self, outcome: _Outcome, barren: int, workers: int) -> None:
@@ -155,14 +155,14 @@ class Supervisor:
             workers=workers,
             detail=_last_line(outcome.error),
         )
-        losses, most = self.history.count(*UNANNOUNCED), self.config.train.max_failures
+        failures, most = self.history.count(*UNANNOUNCED), self.config.train.max_failures
         if barren >= BARREN:
             self.history.add("failed", step=outcome.status.step, workers=0, detail="no step")
             raise outcome.error
-        if losses > most:
-            self.history.add("failed", step=outcome.status.step, workers=0, detail="losses")
+        if failures > most:
+            self.history.add("failed", step=outcome.status.step, workers=0, detail="failures")
             raise ClusterError(
-                f"workers were lost {losses} times without notice, more than "
+                f"workers were lost {failures} times without notice, more than "
                 f"train.max_failures={most}; the same command with a larger one goes on"
             ) from outcome.error
 
@@ -198,14 +198,11 @@ class Supervisor:
     def _group(self, workers: int) -> _Outcome:
         """One group of workers, from its start to its end."""
         ray.get(self.board.begin.remote())
-        group = Group(self.config, self._job(), workers)
+        group = Group(self._job(), workers)
         more: Capacity | None = None
-        status, moved, stalled = (
-            replace(self.status, ended="", closed=False),
-            time.monotonic(),
-            False,
-        )
-        allowed_s, asked = START_S, False
+        status = replace(self.status, ended="", closed=False)
+        moved, allowed_s = time.monotonic(), START_S
+        stalled = asked = False
         try:
             while not group.over(LOOK_EVERY_S) and not status.closed:
                 look, now = self._look(), time.monotonic()
@@ -267,7 +264,7 @@ class Supervisor:
         with contextlib.suppress(StorageError):
             good = self._good_before(onset)
             spare = (judged, None if good is None else step_of(good))
-            self.storage.prune(self.config.train.keep_checkpoints, spare)
+            self._run.prune(self.config.train.keep_checkpoints, spare)
 
     def _judged(self, step: int, figures: dict[str, float]) -> None:
         self.board.judged.remote(step, {f"evaluate/{k}": v for k, v in figures.items()})
@@ -281,19 +278,18 @@ class Supervisor:
             except RayError:  # it died meanwhile
                 continue
 
-    def _job(self) -> dict[str, Any]:
-        """What raygen.worker.Job takes."""
-        return {
-            "config": self.config.dump(),
-            "run_uri": self.storage.uri,
-            "catalogue": self.catalogue,
-            "board": self.board,
-            "elapsed_s": self.status.elapsed_s,
-            "dollars": self.status.dollars,
-            "losses": self.history.count(*UNANNOUNCED),
-            "lr_scale": self._lr_scale(),
-            "onset": self.onset,
-        }
+    def _job(self) -> Job:
+        return Job(
+            self.config,
+            self._run.uri,
+            self.catalogue,
+            self.board,
+            elapsed_s=self.status.elapsed_s,
+            dollars=self.status.dollars,
+            failures=self.history.count(*UNANNOUNCED),
+            lr_scale=self._lr_scale(),
+            onset=self.onset,
+        )
 
 
 def _last_line(error: BaseException) -> str:

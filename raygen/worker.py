@@ -20,15 +20,14 @@ from torch import Tensor, distributed
 
 from raygen.board import Ended
 from raygen.checkpoint import Resumption
-from raygen.config import Config
 from raygen.data import lineage, quarantine
-from raygen.data.catalog import Catalogue
 from raygen.data.receiver import Batch, Receiver
 from raygen.data.stream import Feed, plan_of, start_dealer
 from raygen.draws import Draws
 from raygen.engine import Pair
 from raygen.errors import RaygenError, StorageError
 from raygen.health import Health, moments, spread
+from raygen.job import Job
 from raygen.pace import Pace
 from raygen.reporter import Meter, Reporter, Standing
 from raygen.runs import Run
@@ -40,26 +39,6 @@ LOG_EVERY = 10
 NOTICE_EVERY_S = 1.0
 # A drained node is left so many seconds before its deadline, and three times what saving took.
 LEAVE_S = 5.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker of a group.
-
-    `board` is an actor handle of raygen.board.Board. `elapsed_s` and `dollars` were spent on the
-    run before, also on what was lost; `losses` counts the groups that were lost without notice. A
-    rewound run goes on from before step `onset`, with `lr_scale` of its learning rates.
-    """
-
-    config: Config
-    run_uri: str
-    catalogue: Catalogue
-    board: Any
-    lr_scale: float = 1.0
-    elapsed_s: float = 0.0
-    dollars: float = 0.0
-    losses: int = 0
-    onset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +60,11 @@ class _Verdict:
     def ended(self) -> Ended:
         if self.fraction >= 1:
             return "budget"
-        return (
-            "stopped" if self.stop else "preempted" if self.leave else "grew" if self.grow else ""
-        )
+        if self.stop:
+            return "stopped"
+        if self.leave:
+            return "preempted"
+        return "grew" if self.grow else ""
 
 
 def train_worker(job: Job) -> None:
@@ -141,7 +122,7 @@ class _Worker:
             saved_at=resumed.saved_at,
             note=self._note,
         )
-        self.pace = Pace(self.config.train, losses=job.losses, seconds=self.meter.elapsed_s)
+        self.pace = Pace(self.config.train, failures=job.failures, seconds=self.meter.elapsed_s)
         # By the monotonic clock, once a node of this group is about to be taken away.
         self.leave_at: float | None = None
         self.leave_early_s = LEAVE_S

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
+from raygen import packing
 from raygen.config import Config
 from raygen.draws import Draws
 from raygen.ema import ParameterEma
@@ -113,7 +114,7 @@ def train_pair(case: Case) -> dict[str, Any]:
         )
     ema = pair.ema.gather()
     if case.handover:
-        pair.save(str(HANDOVER / case.handover))
+        leave(pair, HANDOVER / case.handover)
         if rank == 0:
             torch.save(ema, HANDOVER / case.handover / "ema.pt")
     return {
@@ -131,6 +132,13 @@ def whole(module: torch.nn.Module, stage: int) -> dict[str, Tensor]:
     return ParameterEma(module, sharded=stage == 3).gather()
 
 
+def leave(pair: Any, folder: Path) -> None:
+    """Writes this rank's part of a checkpoint, as a training does."""
+    for name, data in packing.serialize(pair.states()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
 def restarted(pair: Any, config: Config) -> Any:
     """A new pair, of other initial weights, that takes up a checkpoint of this one."""
     from raygen.engine import Pair
@@ -138,7 +146,7 @@ def restarted(pair: Any, config: Config) -> Any:
     average = pair.ema.gather()
     folder = [tempfile.mkdtemp()]
     distributed.broadcast_object_list(folder)
-    pair.save(folder[0])
+    leave(pair, Path(folder[0]))
     distributed.barrier()
     other = Config.parse(config.dump(), {"seed": config.seed + 1})
     new = Pair(other, CLASSES, device=DEVICE, world_size=distributed.get_world_size())

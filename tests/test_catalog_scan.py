@@ -409,7 +409,9 @@ def test_a_scan_that_fails_leaves_no_prober(
 
 @pytest.fixture(scope="module")
 def _local_ray(_s3_server: str) -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 

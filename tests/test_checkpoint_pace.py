@@ -8,9 +8,9 @@ from raygen.config import TrainConfig
 from raygen.pace import FIRST, PRIOR_S, Pace, young_daly
 
 
-def pace_of(*, step_s: float = 2.0, losses: int = 0, seconds: float = 0.0, **train: int) -> Pace:
+def pace_of(*, step_s: float = 2.0, failures: int = 0, seconds: float = 0.0, **train: int) -> Pace:
     """After three steps of `step_s`, in `seconds` of training in all."""
-    pace = Pace(TrainConfig(**train), losses=losses, seconds=seconds - 3 * step_s)
+    pace = Pace(TrainConfig(**train), failures=failures, seconds=seconds - 3 * step_s)
     for _ in range(3):
         pace.stepped(step_s)
     return pace
@@ -34,8 +34,8 @@ def test_steps_between_checkpoints_follow_cost_and_losses() -> None:
     # Never a loss in 0 s beyond the prior's 14,400 s: sqrt(2 * 0.5 * 14400) = 120 s, of 2 s each.
     assert PRIOR_S == 14_400
     assert pace.checkpoint_every == 60
-    # Three losses in 14,400 s, and the prior's one in as many: one in 7200 s. sqrt(7200) = 84.85.
-    pace = pace_of(losses=3, seconds=14_400)
+    # Three failures in 14,400 s, and the prior's one in as many: one in 7200 s. sqrt(7200) = 84.85.
+    pace = pace_of(failures=3, seconds=14_400)
     pace.checkpointed(0.5)
     assert pace.checkpoint_every == 42
     # A run of a week without a loss: sqrt(604800 + 14400) = 786.9 s.
@@ -49,7 +49,7 @@ def test_steps_between_checkpoints_follow_cost_and_losses() -> None:
 
 
 def test_the_time_of_a_step_leaves_out_the_first_and_follows_the_rest() -> None:
-    pace = Pace(TrainConfig(), losses=0, seconds=0)
+    pace = Pace(TrainConfig(), failures=0, seconds=0)
     for seconds in (30.0, 10.0):
         pace.stepped(seconds)
     assert pace.step_s is None
@@ -80,7 +80,7 @@ def test_what_the_config_fixes_is_fixed() -> None:
 
 
 def test_the_first_save_measures() -> None:
-    pace = Pace(TrainConfig(), losses=0, seconds=0)
+    pace = Pace(TrainConfig(), failures=0, seconds=0)
     for due in (pace.checkpoint_due, pace.snapshot_due):
         assert next(step for step in range(105, 200) if due(step, 105)) == 105 + FIRST
 

@@ -41,7 +41,9 @@ def proxy(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]
     with S3Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv("RAYGEN_S3_TIMEOUT_S", "2")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
         yield proxy
         ray.shutdown()
 

@@ -28,7 +28,7 @@ CONFIG = DataConfig(frames=8, fps=16, size=32)
 @pytest.fixture(scope="module", autouse=True)
 def _ray(_s3_server: str) -> Iterator[None]:
     """After the S3 server, so that Ray's workers know where it is."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

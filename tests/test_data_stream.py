@@ -30,7 +30,9 @@ CONFIG = DataConfig(uri="", frames=8, size=16, fps=16, decoders=1, ahead_mb=1)
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray(_s3_server: str) -> Iterator[None]:
     # As many CPUs as two training workers take: streaming must not need one more.
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     busy = [ray.remote(num_cpus=1)(_Busy).remote() for _ in range(2)]
     ray.get([actor.ready.remote() for actor in busy])
     yield

@@ -21,13 +21,10 @@ from raygen.history import History
 from raygen.runs import Run, run_uri
 from raygen.supervisor import Supervisor
 from tests.raylets import Nodes, Training
+from tests.small_runs import SMALL
 
-SMALL = {
-    "data.frames": 8,
-    "data.size": 16,
-    "model.generator_width": 8,
-    "model.critic_width": 8,
-    "model.latent_dim": 8,
+SETTINGS = {
+    **SMALL,
     "train.batch_size": 6,
     "train.snapshot_every": 5,
     "train.max_failures": 2,
@@ -46,7 +43,7 @@ def config(shapes: Path, storage: Path, name: str, **more: object) -> Config:
     catalogue = storage / "catalogue.parquet"
     if not catalogue.exists():
         scan(str(shapes)).write(str(catalogue))
-    overrides = {"data.uri": str(catalogue), "storage": str(storage), "name": name, **SMALL}
+    overrides = {"data.uri": str(catalogue), "storage": str(storage), "name": name, **SETTINGS}
     return Config.load("tiny", overrides | {"train." + key: value for key, value in more.items()})
 
 

@@ -17,15 +17,9 @@ from raygen.config import Config
 from raygen.health import Health, moments, spread
 from raygen.losses import critic_loss, generator_loss, gradient_penalty
 from raygen.models import build_critic, build_generator
+from tests.small_runs import SMALL
 
-SMALL = {
-    "data.frames": 8,
-    "data.size": 16,
-    "model.generator_width": 8,
-    "model.critic_width": 8,
-    "model.latent_dim": 8,
-    "train.batch_size": 8,
-}
+SETTINGS = {**SMALL, "train.batch_size": 8}
 GOOD = {"loss/generator": 1.1, "loss/critic": 0.5, "logit/real": 0.4, "logit/fake": -0.1}
 
 
@@ -55,7 +49,7 @@ def verdicts(
     clips: tuple[Tensor, Tensor], steps: int, overrides: Mapping[str, float]
 ) -> tuple[list[str], Health]:
     """What is said of a training that is looked at after each step, up to the first complaint."""
-    config = Config.load("tiny", {**SMALL, **overrides})
+    config = Config.load("tiny", {**SETTINGS, **overrides})
     torch.manual_seed(0)
     generator = build_generator(config.model, config.data, 3)
     critic = build_critic(config.model, config.data, 3)

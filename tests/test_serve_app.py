@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(exported: str) -> Iterator[httpx.Client]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     port = _free_port()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
     serve.start(http_options={"port": port})
     serve.run(build(AppArgs(export=exported)), route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:

@@ -20,14 +20,11 @@ from raygen.data.scan import scan
 from raygen.evaluate import evaluate_run
 from raygen.runs import Run
 from tests.conftest import user_environment
+from tests.small_runs import SMALL
 
 STEPS = 12
-SMALL = [
-    "data.frames=8",
-    "data.size=16",
-    "model.generator_width=8",
-    "model.critic_width=8",
-    "model.latent_dim=8",
+SETTINGS = [
+    *(f"{key}={value}" for key, value in SMALL.items()),
     "train.batch_size=4",
     "train.workers=2",
     "train.cpus_per_worker=0.5",
@@ -38,7 +35,7 @@ SMALL = [
 
 
 def start(uri: str, storage: str, name: str, *more: str) -> subprocess.Popen[str]:
-    overrides = [f"data.uri={uri}", f"storage={storage}", f"name={name}", *SMALL, *more]
+    overrides = [f"data.uri={uri}", f"storage={storage}", f"name={name}", *SETTINGS, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "raygen", "train", "tiny", *overrides],
         stdout=subprocess.PIPE,
