@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 
+import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raygen.config import TrainConfig
@@ -20,7 +21,7 @@ class Capacity:
     def __init__(self, train: TrainConfig, *, base: int = 0) -> None:
         self._base, self._sizes = base, [n for n in train.world_sizes if n > base]
         bundle = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
-        bundle = {kind: amount for kind, amount in bundle.items() if amount}
+        self._bundle = bundle = {kind: amount for kind, amount in bundle.items() if amount}
         ladder = [base, *self._sizes]
         self._steps = [
             (upper - lower, placement_group([bundle] * (upper - lower)))
@@ -43,8 +44,27 @@ class Capacity:
             self._since = now
         if not all(self._ready.values()) and now - self._since < settle_s:
             return self._base
-        room = self._base + sum(n for k, (n, _) in enumerate(self._steps) if self._ready[k])
-        return max((n for n in self._sizes if n <= room), default=self._base)
+        return self._largest(self._reserved)
+
+    def taken(self) -> bool:
+        """Whether the nodes that are there could hold no more workers than have been reserved."""
+        return self._largest(self._held) <= self._reserved
+
+    @property
+    def _reserved(self) -> int:
+        return self._base + sum(n for k, (n, _) in enumerate(self._steps) if self._ready.get(k))
+
+    @property
+    def _held(self) -> int:
+        """The workers that all nodes together hold when nothing else runs on them."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(
+            min(int(there.get(kind, 0.0) / amount) for kind, amount in self._bundle.items())
+            for there in alive
+        )
+
+    def _largest(self, workers: int) -> int:
+        return max((n for n in self._sizes if n <= workers), default=self._base)
 
     def release(self) -> None:
         """Gives everything back."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from raygen import tree
 from raygen.errors import ConfigError
@@ -161,7 +161,7 @@ def _workers(value: Any) -> Any:
     return value if isinstance(value, int) else tuple(value)
 
 
-Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
+Workers = Annotated[int | tuple[int, int], PlainValidator(_workers), PlainSerializer(lambda v: v)]
 
 
 class TrainConfig(Section):

@@ -34,7 +34,7 @@ class Group:
         for name, value in _PROMPT.items():
             os.environ.setdefault(name, value)
         config, train = job.config, job.config.train
-        filesystem, path = store.open_storage(store.absolute(config.storage))
+        filesystem, path = store.open_storage(config.storage)
         self._trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": job},

@@ -87,7 +87,7 @@ class Supervisor:
         """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
         resumes, barren = bool(self._run.checkpoints()), 0
         with _counted_interrupts(self.interrupts):
-            workers = self._room()
+            workers = self._room(first=True)
             self.history.add("resumed" if resumes else "started", step=0, workers=workers)
             while True:
                 before = self.status.step
@@ -178,12 +178,16 @@ class Supervisor:
                 f"stopped and saved at step {status.step}; the same command goes on from there"
             )
 
-    def _room(self) -> int:
-        """Waits until there is room for the fewest workers; how many there is room for."""
+    def _room(self, *, first: bool = False) -> int:
+        """Waits until there is room for the fewest workers; how many there is room for.
+
+        At `first` nodes may still be coming; later those that are there are not waited for.
+        """
         capacity, said = Capacity(self.config.train), time.monotonic()
         try:
             while True:
-                workers = capacity.size(START_SETTLE_S)
+                settled = not first and capacity.taken()
+                workers = capacity.size(0 if settled else START_SETTLE_S)
                 if workers:
                     return workers
                 if self._stopping:

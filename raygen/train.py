@@ -13,7 +13,7 @@ import ray
 
 from raygen import cost, tracking
 from raygen.board import Status
-from raygen.config import Config
+from raygen.config import Config, TrainConfig
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
@@ -37,6 +37,7 @@ def fit(
     RaygenError for what a user can mend (Interrupted when stopped, saved), and for anything else
     an error with the worker's own traceback.
     """
+    config = _located(config)
     cost.price(config.train.node)
     tracking.check_installed(config)
     before = Run.find(config)
@@ -49,6 +50,8 @@ def fit(
             f"run {before.uri} knows the classes {', '.join(before.classes)}, and "
             f"{config.data.uri} has {', '.join(catalogue.classes)}: give the new run another name="
         )
+    for note in uneven(config.train):
+        on_note(note)
     store.check_writable(config.storage)
     connect(config, on_note)
     # The manifest last: a run that has one has all.
@@ -60,6 +63,18 @@ def fit(
     )
     Supervisor(config, run, catalogue, on_status, on_note, stop or threading.Event()).run()
     return run
+
+
+def uneven(train: TrainConfig) -> list[str]:
+    """A line where some of the numbers of workers cannot share the global batch evenly."""
+    least, most, sizes = train.least_workers, train.most_workers, train.world_sizes
+    if len(sizes) == most - least + 1:
+        return []
+    return [
+        f"train.batch_size={train.batch_size} splits evenly over {', '.join(map(str, sizes))} "
+        f"workers of train.workers=[{least}, {most}]: with room for another number, the next "
+        "lower of these train"
+    ]
 
 
 def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) -> None:
@@ -84,6 +99,17 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
         else:
             lower = f"lower train.{kind.lower()}s_per_worker (now {each:g})"
             raise ClusterError(f"{shortage}; {lower}")
+
+
+def _located(config: Config) -> Config:
+    """With paths that mean the same in the workers, which have a working directory of their own."""
+    uris = {
+        "storage": config.storage,
+        "data.uri": config.data.uri,
+        "data.cache.uri": config.data.cache.uri,
+    }
+    absolute = {key: store.absolute(uri) for key, uri in uris.items() if uri}
+    return Config.parse(config.dump(), absolute)
 
 
 def _catalogue(config: Config, before: Run | None, on_note: Callable[[str], None]) -> Catalogue:

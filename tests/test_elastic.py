@@ -54,13 +54,14 @@ def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
     settings = config(shapes, tmp_path, "elastic", workers=[1, 3], steps=100_000)
     with Training(settings) as training:
         # On a slow machine it begins with fewer, and grows.
-        three = training.wait_for(lambda s: s.workers == 3 and s.step >= s.started_at + 12, 240)
+        three = training.wait_for(lambda s: s.workers == 3 and s.step >= s.started_at + 40, 240)
 
-        # The node of rank 0, without notice: at most the steps since the last copies are lost.
+        # The node of rank 0, without notice: at most the steps since the last copies are lost,
+        # which on a slow machine take more than the five steps between them.
         killed_at = training.newest.step
         nodes.kill(nodes.alive[three.nodes[0]])
         two = training.wait_for(lambda s: s.workers == 2 and s.step > s.started_at, 240)
-        assert killed_at - 10 <= two.started_at
+        assert killed_at - 20 <= two.started_at
 
         # A spot notice: nothing is lost, and it is no failure.
         nodes.drain(nodes.alive[two.nodes[0]], seconds=12)

@@ -19,6 +19,7 @@ from raygen.data import lineage, quarantine, store
 from raygen.data.scan import scan
 from raygen.evaluate import evaluate_run
 from raygen.runs import Run
+from raygen.train import uneven
 from tests.conftest import user_environment
 from tests.small_runs import SMALL
 
@@ -34,7 +35,9 @@ SETTINGS = [
 ]
 
 
-def start(uri: str, storage: str, name: str, *more: str) -> subprocess.Popen[str]:
+def start(
+    uri: str, storage: str, name: str, *more: str, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     overrides = [f"data.uri={uri}", f"storage={storage}", f"name={name}", *SETTINGS, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "raygen", "train", "tiny", *overrides],
@@ -43,6 +46,7 @@ def start(uri: str, storage: str, name: str, *more: str) -> subprocess.Popen[str
         text=True,
         start_new_session=True,
         env=user_environment(),
+        cwd=cwd,
     )
 
 
@@ -117,15 +121,20 @@ def test_a_run_is_judged(undisturbed: Run) -> None:
 def test_killed_and_resumed_ends_with_the_same_weights(
     undisturbed: Run, catalogue_uri: str, tmp_path: Path
 ) -> None:
-    killed = start(catalogue_uri, str(tmp_path), "killed", f"train.steps={STEPS}")
-    wait_for_step(f"{tmp_path}/killed", 4)
+    killed = start(catalogue_uri, "runs", "killed", f"train.steps={STEPS}", cwd=tmp_path)
+    wait_for_step(f"{tmp_path}/runs/killed", 4)
     killed.kill()
     killed.communicate()
-    stopped_at = Run.open(f"{tmp_path}/killed").status["step"]
-    output = finish(start(catalogue_uri, str(tmp_path), "killed", f"train.steps={STEPS}"))
+    run = Run.open(f"{tmp_path}/runs/killed")
+    stopped_at = run.status["step"]
+    settings = [f"train.steps={STEPS}", "train.recompute=true"]
+    output = finish(start(catalogue_uri, f"{tmp_path}/runs", "killed", *settings))
+    assert "changed since the last checkpoint: train.recompute: False -> True" in output
+    assert "last checkpoint: storage" not in output
     if stopped_at < STEPS:
         assert f"goes on from the checkpoint of step {stopped_at}" in output
-    run = Run.open(f"{tmp_path}/killed")
+    # What the workers wrote is there as well, wherever they were at home.
+    assert list(tmp_path.glob("runs/killed/tensorboard/*tfevents*"))
     assert run.status["step"] == STEPS
     expected = undisturbed.load_ema()
     for name, tensor in run.load_ema().items():
@@ -182,3 +191,16 @@ def test_a_budget_ends_a_run_saved_and_judged_on_its_way(
     assert best is not None
     assert set(run.checkpoints()[:-2]) <= {best}
     assert run.at(best).status["step"] % 40 == 0 or best == run.checkpoints()[-1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "sizes"),
+    [(12, [1, 4], ""), (12, 4, ""), (16, [2, 8], "2, 4, 8 workers of train.workers=[2, 8]")],
+)
+def test_numbers_of_workers_that_cannot_share_a_batch_are_said(
+    batch_size: int, workers: object, sizes: str
+) -> None:
+    config = Config.load("tiny", {"train.batch_size": batch_size, "train.workers": workers})
+    said = uneven(config.train)
+    assert len(said) == bool(sizes)
+    assert all(sizes in line for line in said)

@@ -83,6 +83,7 @@ def materialize(
             "data.crop=centre",
             "data.crop",
         )
+    uri = store.absolute(uri)  # the tasks that fill it have a working directory of their own
     usable = catalogue.usable(config.frames / config.fps)
     if not len(usable):
         raise DataError(
