@@ -16,7 +16,6 @@ keep, and the data position is the cursor of the plan.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from raygen.config import Config
 from raygen.data import store
 from raygen.engine import Pair
 from raygen.errors import CheckpointError, RaygenError, StorageError
-from raygen.runs import EMA, STATE, Progress, Run, sealed, step_of, unsealed
+from raygen.runs import EMA, STATE, Progress, Run, read_part, sealed, step_of, unsealed
 from raygen.saver import Gather
 from raygen.vault import Part, Vaults, Whole
 
@@ -196,14 +195,9 @@ def _described(folder: str, saved_at: int, parts: list[Part]) -> Resumed:
 def _from_storage(uri: str, folder: str) -> None:
     """Raises CheckpointError where a file is missing or is not what state.json says."""
     state = store.read_bytes(store.join(uri, STATE))
-    for name, (size, digest) in unsealed(state, store.join(uri, STATE))["files"].items():
-        whole = store.join(uri, name)
-        if not store.exists(whole):
-            raise CheckpointError(f"{whole} is missing", step_of(uri))
-        data = store.read_bytes(whole)
-        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"{whole} is not what was saved", step_of(uri))
-        _write(folder, name, data)
+    files = unsealed(state, store.join(uri, STATE))["files"]
+    for name in files:
+        _write(folder, name, read_part(uri, name, files))
     _write(folder, STATE, state)
 
 

@@ -101,6 +101,21 @@ def unsealed(data: bytes, uri: str) -> dict[str, Any]:
     return state
 
 
+def read_part(checkpoint: str, name: str, files: Mapping[str, Any]) -> bytes:
+    """A file of `checkpoint`, of the size and sha256 that `files` of its state.json gives.
+
+    Raises CheckpointError where it is missing or is not what was saved.
+    """
+    uri, step = store.join(checkpoint, name), step_of(checkpoint)
+    size, digest = files[name]
+    if not store.exists(uri):
+        raise CheckpointError(f"{uri} is missing", step)
+    data = store.read_bytes(uri)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(f"{uri} is not what was saved", step)
+    return data
+
+
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
@@ -272,7 +287,11 @@ class Run:
         return checkpoints[-1]
 
     def load_ema(self) -> dict[str, Tensor]:
-        """Weights and buffers of the averaged generator in the checkpoint."""
+        """Weights and buffers of the averaged generator in the checkpoint.
+
+        Raises CheckpointError where they are not what was saved.
+        """
         checkpoint = self.checkpoint or self.latest_checkpoint()
-        tensors: dict[str, Tensor] = load_safetensors(store.read_bytes(store.join(checkpoint, EMA)))
+        files = self.at(checkpoint).status["files"]
+        tensors: dict[str, Tensor] = load_safetensors(read_part(checkpoint, EMA, files))
         return tensors

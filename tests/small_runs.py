@@ -1,5 +1,6 @@
 """Runs with random weights, as training leaves them on storage: for tests of what comes after."""
 
+import hashlib
 import json
 
 import torch
@@ -38,6 +39,8 @@ def make_run(storage: str, kind: str = "strided", name: str = "small", seed: int
     state["config"] = config.dump()
     folder = run.path(checkpoint_name(20))
     average = {n: t for n, t in generator.state_dict().items() if t.is_floating_point()}
-    store.write_bytes(store.join(folder, EMA), save(average))
+    weights = save(average)
+    state["files"] = {EMA: (len(weights), hashlib.sha256(weights).hexdigest())}
+    store.write_bytes(store.join(folder, EMA), weights)
     store.write_bytes(store.join(folder, STATE), json.dumps(state).encode())
     return run

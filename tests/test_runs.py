@@ -90,7 +90,9 @@ def test_what_is_beyond_a_step_and_what_is_torn_goes(run: Run) -> None:
 def test_a_run_as_it_was(run: Run) -> None:
     before = run.at(run.path(checkpoint_name(30)))
     assert (before.status["step"], run.status["step"]) == (30, 50)
-    store.delete(run.path(f"{checkpoint_name(50)}/{EMA}"))
+    tear(run, 50)
+    with pytest.raises(CheckpointError, match=r"step-00000050/.* is not what was saved"):
+        run.load_ema()
     assert before.load_ema()
     assert (before.uri, before.config) == (run.uri, run.config)
 
