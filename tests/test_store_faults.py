@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
+import boto3
 import numpy as np
 import pytest
 
@@ -73,6 +75,40 @@ def test_writing_is_tried_again(clip: str, proxy: S3Proxy, kind: str) -> None:
     assert store.write_bytes(clip, DATA[::-1])
     assert proxy.counts == {kind: 2, PASSED: 1}
     assert store.read_bytes(clip) == DATA[::-1]
+
+
+@pytest.mark.parametrize(
+    ("match", "kind"),
+    [
+        ("partNumber=2", "slowdown"),
+        ("partNumber=3", "reset"),
+        ("partNumber=1", "lost"),
+        ("POST ", "lost"),  # the completion's, too
+    ],
+)
+def test_what_is_large_goes_in_parts_and_each_is_tried_again(
+    s3: str, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch, match: str, kind: str
+) -> None:
+    monkeypatch.setattr(s3_module, "PART_BYTES", 5 << 20)
+    data = random.Random(0).randbytes((11 << 20) + 7)
+    uri = store.join(s3, "shard")
+    proxy.fail(match, kind, 1)
+    assert store.write_bytes(uri, data)
+    assert proxy.counts[kind] == 1
+    assert store.read_bytes(uri) == data
+
+
+def test_parts_of_what_cannot_be_written_are_removed(
+    s3: str, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PART_BYTES", 5 << 20)
+    proxy.fail("partNumber=2", "denied", None)
+    with pytest.raises(AccessError, match="denied"):
+        store.write_bytes(store.join(s3, "shard"), bytes(11 << 20))
+    bucket, prefix = s3_module.split(s3)
+    listed = boto3.client("s3").list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+    assert "Uploads" not in listed
+    assert not store.exists(store.join(s3, "shard"))
 
 
 def test_a_first_writer_whose_answer_was_lost_knows_that_it_wrote(s3: str, proxy: S3Proxy) -> None:

@@ -13,11 +13,14 @@ Silence is RAYGEN_S3_TIMEOUT_S seconds (10 where it is unset) without a byte.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import boto3
@@ -32,6 +35,8 @@ UNREACHABLE_S = 3.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 CONNECTIONS = 64
 PAGE_KEYS = 1000  # the most that S3 lists at once
+PART_BYTES = 64 << 20  # what is larger goes up in parts: S3 takes 5 GiB at once
+PARTS_AT_ONCE = 4
 
 T = TypeVar("T")
 
@@ -97,6 +102,8 @@ def get(uri: str, span: tuple[int, int] | None = None, etag: str | None = None) 
 def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
     """Writes the object; False where one was there already and `only_if_absent`."""
     bucket, key = split(uri)
+    if len(data) > PART_BYTES and not only_if_absent:
+        return _put_parts(uri, data)
     wanted = {"IfNoneMatch": "*"} if only_if_absent else {}
     attempts = 0
 
@@ -114,6 +121,45 @@ def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
     wrote = _persist(uri, attempt)
     # An attempt whose answer was lost may have written what the next one found in its way.
     return wrote or (attempts > 1 and get(uri) == data)
+
+
+def _put_parts(uri: str, data: bytes) -> bool:
+    """Writes the object by parts, each of which is tried again alone; it appears with the last."""
+    bucket, key = split(uri)
+    upload: dict[str, str] = {"Bucket": bucket, "Key": key}
+    upload["UploadId"] = _persist(
+        uri, lambda client: str(client.create_multipart_upload(**upload)["UploadId"])
+    )
+    attempts = 0
+
+    def part(number: int) -> dict[str, Any]:
+        # Numbers begin at 1.
+        body = data[(number - 1) * PART_BYTES : number * PART_BYTES]
+        answer = _persist(
+            uri, lambda client: client.upload_part(**upload, PartNumber=number, Body=body)
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def complete(client: Any) -> bool:
+        nonlocal attempts
+        attempts += 1
+        try:
+            client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except aws.ClientError as error:
+            # An attempt whose answer was lost may have completed it.
+            if attempts == 1 or _code(error) != "NoSuchUpload":
+                raise
+        return True
+
+    try:
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
+            parts = list(threads.map(part, range(1, math.ceil(len(data) / PART_BYTES) + 1)))
+        return _persist(uri, complete)
+    except StorageError:
+        # Parts that nobody completes are paid for until someone removes them.
+        with suppress(StorageError):
+            _persist(uri, lambda client: client.abort_multipart_upload(**upload))
+        raise
 
 
 def head(uri: str) -> bool:
