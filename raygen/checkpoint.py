@@ -52,6 +52,7 @@ class Resumed:
     saved_at: int = 0
     consumed: tuple[tuple[int, int], ...] = ()
     health: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Resumption:
@@ -114,7 +115,8 @@ class Resumption:
                 self._converted.result()
             self.gather(None)
             converted = f"{Path(found.folder).parent}/universal" if self.universal else ""
-            pair.load(found.folder, load_file(Path(found.folder) / EMA), converted)
+            average = load_file(Path(found.folder) / EMA)
+            pair.load(found.folder, average, found.objective, converted)
             self.gather(None)  # nobody deletes what another still reads
         if self._fetches:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -189,6 +191,7 @@ def _described(folder: str, saved_at: int, parts: list[Part]) -> Resumed:
         saved_at=saved_at,
         consumed=tuple((step, row) for step, row in consumed if step > saved_at),
         health=state["health"],
+        objective=state["objective"],
     )
 
 

@@ -11,7 +11,7 @@ of this rank, C channels, T frames, H height, W width, D latent dimension.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +21,10 @@ from raygen import augment, losses
 from raygen.config import Config
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.ema import ParameterEma
+from raygen.losses import scheduled
 from raygen.models import build_critic, build_generator, recompute_activations
-from raygen.network import Learner, Network, turn
+from raygen.network import Learner, Network, Opponent, turn
+from raygen.objective import Judged, Objective, Term, total
 
 Batch = tuple[Tensor, Tensor]
 """Real clips x_BCTHW in [-1, 1] and their class ids y_B."""
@@ -86,6 +88,7 @@ class Pair:
             )
         )
         self.ema = ParameterEma(generator, sharded=train.zero_stage == 3)
+        self.objective = Objective(config, device)
 
     def step(
         self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float
@@ -95,7 +98,9 @@ class Pair:
         `progress` in [0, 1] sets the schedules. Returns this rank's losses and logits, detached
         means over the step, and the gradient norms where they cost nothing.
         """
-        config, kind, figures = self.config, self.config.loss.kind, _Figures()
+        config, objective, figures = self.config, self.objective, _Figures()
+        progress = progress / config.optim.burn_in
+        probability = objective.probability(progress)
         gamma = losses.cosine(
             progress, config.loss.gamma, config.loss.gamma * config.loss.gamma_decay
         )
@@ -109,16 +114,18 @@ class Pair:
             lazily = config.loss.penalty_every if number % config.loss.penalty_every == 0 else 0
             with turn(self.critic, against=self.generator) as (critic, generate):
                 for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
-                    real_BCTHW = augment.apply(x_BCTHW, draw.real)
-                    fake_BCTHW = augment.apply(generate(self._input(draw.z_BD), y_B), draw.fake)
+                    fake_BCTHW = generate(self._input(draw.z_BD), y_B)
                     real_logit_B, fake_logit_B, penalty = self._judged(
-                        critic, real_BCTHW, fake_BCTHW, y_B, draw, penalised=gamma * lazily > 0
+                        critic,
+                        augment.apply(x_BCTHW, draw.real, probability),
+                        augment.apply(fake_BCTHW, draw.fake, probability),
+                        y_B,
+                        draw,
+                        penalised=gamma * lazily > 0,
                     )
-                    loss = losses.critic_loss(kind, real_logit_B, fake_logit_B)
-                    loss = loss + gamma * lazily * penalty
-                    critic.minimise(loss)
-                    figures.add("loss/critic", loss)
-                    figures.add("loss/penalty", penalty)
+                    terms = objective.critic(real_logit_B, fake_logit_B, penalty, gamma * lazily)
+                    critic.minimise(total(terms))
+                    figures.add_losses(terms)
                     figures.add("logit/real", real_logit_B.mean())
                     figures.add("logit/fake", fake_logit_B.mean())
 
@@ -126,14 +133,21 @@ class Pair:
             for x_BCTHW, y_B, play in self._micro_batches(batches[-1], draws.generator):
                 fake_BCTHW = generator(self._input(play.z_BD), y_B)
                 self.shown_BCTHW = fake_BCTHW.detach()
-                logit_B = judge(augment.apply(fake_BCTHW, play.play), y_B).float()
-                rival_logit_B = judge(augment.apply(x_BCTHW, play.play), y_B).float()
-                loss = losses.generator_loss(kind, rival_logit_B, logit_B)
-                generator.minimise(loss)
-                figures.add("loss/generator", loss)
+                fake, real = (
+                    _judged(
+                        judge, seen_BCTHW, augment.apply(seen_BCTHW, play.play, probability), y_B
+                    )
+                    for seen_BCTHW in (fake_BCTHW, x_BCTHW)
+                )
+                terms = objective.generator(real, fake)
+                generator.minimise(total(terms))
+                figures.add_losses(terms)
 
-        clips = config.train.batch_size
-        self.ema.update(clips=clips, seen=(step + 1) * clips, halflife=config.optim.ema_halflife)
+        objective.settle(progress)
+        figures.add("augment/probability", torch.as_tensor(probability, device=self.device))
+        clips, optim = config.train.batch_size, config.optim
+        halflife = scheduled(progress, optim.ema_halflife, optim.ema_halflife_end)
+        self.ema.update(clips=clips, seen=(step + 1) * clips, halflife=halflife)
         return figures.means() | self._gradient_norms()
 
     def finite(self) -> bool:
@@ -147,8 +161,14 @@ class Pair:
         """
         return self.generator.states("generator") | self.critic.states("critic")
 
-    def load(self, folder: str, ema: dict[str, Tensor], converted: str = "") -> None:
-        """Takes up the files of every rank's `states` in `folder`, and the gathered EMA.
+    def load(
+        self,
+        folder: str,
+        ema: dict[str, Tensor],
+        objective: Mapping[str, Any],
+        converted: str = "",
+    ) -> None:
+        """Takes up every rank's `states` in `folder`, the gathered EMA, and the objective's state.
 
         A `universal` pair takes its sharded networks from `converted`, where
         `reshard.to_universal` put them. Raises CheckpointError where a network is missing.
@@ -156,6 +176,7 @@ class Pair:
         for network, tag in ((self.generator, "generator"), (self.critic, "critic")):
             network.load((network.universal and converted) or folder, tag)
         self.ema.load(ema)
+        self.objective.load(objective)
 
     def _judged(
         self,
@@ -167,7 +188,10 @@ class Pair:
         *,
         penalised: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of real and fake, and the mean of R1 and R2, each without its gamma / 2."""
+        """Logits of real and fake, and the mean of R1 and R2, each without its gamma / 2.
+
+        With `loss.r1` and `loss.r2`, though.
+        """
         clips, loss = [real_BCTHW, fake_BCTHW], self.config.loss
         finite = penalised and not self.config.exact_penalty
         if finite:
@@ -184,12 +208,13 @@ class Pair:
                 critic(torch.cat(clips), y_B.repeat(len(clips))).float().chunk(len(clips))
             )
         penalty = torch.zeros((), device=self.device)
+        weight_B = torch.tensor([loss.r1, loss.r2], device=self.device).repeat_interleave(len(y_B))
         if finite:
             penalty = losses.difference_penalty(
-                torch.cat(logits[:2]), torch.cat(logits[2:]), loss.penalty_sigma
+                torch.cat(logits[:2]), torch.cat(logits[2:]), loss.penalty_sigma, weight_B
             )
         elif penalised:
-            penalty = critic.gradient_penalty(torch.cat(clips), y_B.repeat(2))
+            penalty = critic.gradient_penalty(torch.cat(clips), y_B.repeat(2), weight_B)
         return logits[0], logits[1], penalty
 
     def _micro_batches(
@@ -207,7 +232,8 @@ class Pair:
         optim = self.config.optim
         for network, adam in ((self.generator, optim.generator), (self.critic, optim.critic)):
             lr = losses.cosine(progress, adam.lr, adam.lr * optim.lr_decay)
-            network.set_lr(lr * self.lr_scale)
+            beta2 = scheduled(progress, adam.beta2, adam.beta2_end)
+            network.set_adam(lr=lr * self.lr_scale, beta2=beta2)
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         norms = {
@@ -226,8 +252,19 @@ class _Figures:
     def add(self, name: str, value: Tensor) -> None:
         self._values[name].append(value.detach())
 
+    def add_losses(self, terms: Sequence[Term]) -> None:
+        """The whole under the name of the first, the others without their weights."""
+        self.add(f"loss/{terms[0].name}", total(terms))
+        for term in terms[1:]:
+            self.add(f"loss/{term.name}", term.value)
+
     def means(self) -> dict[str, Tensor]:
         return {name: torch.stack(values).mean() for name, values in self._values.items()}
+
+
+def _judged(judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Tensor) -> Judged:
+    logit_B, feature_BC = judge.with_features(shown_BCTHW, y_B)
+    return Judged(x_BCTHW, logit_B.float(), feature_BC.float())
 
 
 def _notes(config: Config, batches: int, micro_batch: int) -> list[str]:

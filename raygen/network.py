@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -85,10 +85,10 @@ class Network:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else torch.as_tensor(norm)
 
-    def set_lr(self, lr: float) -> None:
+    def set_adam(self, *, lr: float, beta2: float) -> None:
         """Of the steps to come."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["betas"] = lr, (group["betas"][0], beta2)
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -120,13 +120,15 @@ class Learner:
         output: Tensor = self._network._engine(*inputs)
         return output
 
-    def gradient_penalty(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
+    def gradient_penalty(
+        self, x_BCTHW: Tensor, y_B: Tensor, weight_B: Tensor | float = 1.0
+    ) -> Tensor:
         """`losses.gradient_penalty` of the network; raises at stage 3, where it would be wrong."""
         self._check()
         if self._network.stage > EXACT_STAGE:
             raise RuntimeError("a double backward through ZeRO stage 3 is wrong")
         # Beside the engine: its hooks on the output would take the inner backward for the outer.
-        return losses.gradient_penalty(self._network.module, x_BCTHW, y_B)
+        return losses.gradient_penalty(self._network.module, x_BCTHW, y_B, weight_B)
 
     def minimise(self, loss: Tensor) -> None:
         """One backward pass; the last of the step's also moves the weights."""
@@ -139,28 +141,46 @@ class Learner:
             raise RuntimeError("this network's turn is over")
 
 
-@contextmanager
-def turn(network: Network, *, against: Network) -> Iterator[tuple[Learner, Callable[..., Tensor]]]:
-    """A turn of `network`: itself to train, and its frozen opponent to call.
+class Opponent:
+    """The frozen network that is played against: its bare module.
 
-    Gradients flow through the opponent to its inputs, never into its weights.
+    Gradients flow through it to its inputs, never into its weights.
     """
-    learner, over = Learner(network), False
 
-    def opponent(*inputs: Tensor) -> Tensor:
-        if over:
+    def __init__(self, network: Network) -> None:
+        self._module, self._over = network.module, False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The network's output."""
+        if self._over:
             raise RuntimeError("this opponent's turn is over")
         # A frozen network makes no graph of its own; said aloud, a compiled one knows it too.
         with torch.set_grad_enabled(any(tensor.requires_grad for tensor in inputs)):
-            output: Tensor = against.module(*inputs)
+            output: Tensor = self._module(*inputs)
         return output
 
+    def with_features(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """A critic's logits [B], and what enters its `head`, averaged over positions: [B, C]."""
+        entered: list[Tensor] = []
+        head: Any = self._module.head
+        hook = head.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+        try:
+            output = self(*inputs)
+        finally:
+            hook.remove()
+        return output, entered[0].flatten(2).mean(2)
+
+
+@contextmanager
+def turn(network: Network, *, against: Network) -> Iterator[tuple[Learner, Opponent]]:
+    """A turn of `network`: itself to train, and its frozen opponent to call."""
+    learner, opponent = Learner(network), Opponent(against)
     against.module.requires_grad_(False)
     try:
         yield learner, opponent
     finally:
         against.module.requires_grad_(True)
-        learner._over = over = True
+        learner._over = opponent._over = True
 
 
 def settings(

@@ -127,6 +127,7 @@ class Saver:
             "config": self.pair.config.dump(),
             "losses": dict(moment.losses),
             "health": dict(moment.health),
+            "objective": self.pair.objective.state(),
         }
         part = Part(
             self._group,

@@ -116,13 +116,15 @@ def train_pair(case: Case) -> dict[str, Any]:
     if case.handover:
         leave(pair, HANDOVER / case.handover)
         if rank == 0:
-            torch.save(ema, HANDOVER / case.handover / "ema.pt")
+            beside = {"ema": ema, "objective": pair.objective.state()}
+            torch.save(beside, HANDOVER / case.handover / "beside.pt")
     return {
         "generator": whole(pair.generator.module, pair.generator.stage),
         "critic": whole(pair.critic.module, pair.critic.stage),
         "ema": ema,
         "figures": figures,
         "notes": pair.notes,
+        "objective": pair.objective.state(),
     }
 
 
@@ -150,7 +152,7 @@ def restarted(pair: Any, config: Config) -> Any:
     distributed.barrier()
     other = Config.parse(config.dump(), {"seed": config.seed + 1})
     new = Pair(other, CLASSES, device=DEVICE, world_size=distributed.get_world_size())
-    new.load(folder[0], average)
+    new.load(folder[0], average, pair.objective.state())
     distributed.barrier()
     shutil.rmtree(folder[0], ignore_errors=True)
     return new
@@ -172,7 +174,8 @@ def taken_over(folder: Path, config: Config) -> Any:
         world_size=distributed.get_world_size(),
         universal=universal.is_dir(),
     )
-    new.load(str(folder), torch.load(folder / "ema.pt"), str(universal))
+    beside = torch.load(folder / "beside.pt")
+    new.load(str(folder), beside["ema"], beside["objective"], str(universal))
     return new
 
 
@@ -184,7 +187,9 @@ def train_plain(case: Case) -> dict[str, Any]:
         draws = Draws.at(config, step, rows)
         plain.step(batches(config, step, rows), draws, step=step, progress=step / case.steps)
     generator, critic = plain.generator.state_dict(), plain.critic.state_dict()
-    return {"generator": generator, "critic": critic, "ema": plain.average}
+    averages = {name: mean.tolist() for name, mean in plain.means.items()}
+    objective = {"probability": plain.probability, "averages": averages}
+    return {"generator": generator, "critic": critic, "ema": plain.average, "objective": objective}
 
 
 def train_wrong(case: Case) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raygen import augment
+from raygen import augment, temporal
 from raygen.config import Config
 from raygen.draws import CriticDraws, Draws, noise_like
 from raygen.models import build_critic, build_generator
@@ -31,6 +31,9 @@ class PlainPair:
             )
         )
         self.average = {k: v.clone() for k, v in self.generator.state_dict().items()}
+        self.probability = 0.0 if config.augment.adaptive else config.augment.probability
+        self.means: dict[str, Tensor] = {}
+        self.steps = 0
 
     def step(
         self, batches: Sequence[tuple[Tensor, Tensor]], draws: Draws, *, step: int, progress: float
@@ -38,49 +41,103 @@ class PlainPair:
         """Steps of the critic, one of the generator, one of the average."""
         config, critic, generator = self.config, self.critic, self.generator
         optim = config.optim
+        progress = min(progress / optim.burn_in, 1)
         decay = 0.5 * (1 + math.cos(math.pi * progress))
         for optimizer, adam in ((self.optim_g, optim.generator), (self.optim_d, optim.critic)):
             optimizer.param_groups[0]["lr"] = adam.lr * (
                 optim.lr_decay + (1 - optim.lr_decay) * decay
             )
+            if adam.beta2_end is not None:
+                beta2 = adam.beta2 * decay + adam.beta2_end * (1 - decay)
+                optimizer.param_groups[0]["betas"] = (adam.beta1, beta2)
+        most = config.augment.probability
+        if config.augment.probability_end is not None:
+            most = most * decay + config.augment.probability_end * (1 - decay)
+        if not config.augment.adaptive:
+            self.probability = most
 
+        # What the averages are to take in: one tensor a batch, by name.
+        measured: dict[str, list[Tensor]] = {}
         low = config.loss.gamma_decay
         gamma = config.loss.gamma * (low + (1 - low) * decay)
         for number, ((x, y), drawn) in enumerate(zip(batches, draws.critic, strict=True)):
             due = (step * config.loss.critic_steps + number) % config.loss.penalty_every == 0
             self.optim_d.zero_grad()
-            self._critic_loss(x, y, drawn, gamma if due else 0).backward()  # type: ignore[no-untyped-call]
+            self._critic_loss(x, y, drawn, gamma if due else 0, measured).backward()  # type: ignore[no-untyped-call]
             self._clip(critic)
             self.optim_d.step()
 
-        z = draws.generator.z_BD.to(self.device)
-        play = critic(augment.apply(generator(z, y), draws.generator.play), y)
-        rival = critic(augment.apply(x, draws.generator.play), y)
+        fake = generator(draws.generator.z_BD.to(self.device), y)
+        play, fake_features = self._looked_at(fake, y, draws)
+        rival, real_features = self._looked_at(x, y, draws)
         loss = F.softplus(rival - play).mean()
         if config.loss.kind == "bce":
             loss = F.softplus(-play).mean()
+        elif config.loss.kind == "hinge":
+            loss = -play.mean()
+        for weight, name, fakes, reals in (
+            (config.loss.roughness, "roughness", temporal.roughness(fake), temporal.roughness(x)),
+            (config.loss.patches, "patches", temporal.unexplained(fake), temporal.unexplained(x)),
+            (config.loss.features, "features", fake_features, real_features),
+        ):
+            if weight and f"{name}/real" in self.means:
+                gap = (self.means[f"{name}/fake"] - self.means[f"{name}/real"]).float()
+                loss = loss + weight * (fakes.mean(0) * gap).sum()
+            measured |= {f"{name}/fake": [fakes], f"{name}/real": [reals]}
         self.optim_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._clip(generator)
         self.optim_g.step()
+        self._remember(measured)
+        if config.augment.adaptive:
+            clips = config.train.batch_size * config.loss.critic_steps
+            way = 1 if self.means["sure"] > config.augment.target else -1
+            moved = self.probability + way * clips / config.augment.span
+            self.probability = min(max(moved, 0), most)
 
         batch = config.train.batch_size
-        halflife = min(optim.ema_halflife, 0.05 * (step + 1) * batch)
+        halflife = optim.ema_halflife
+        if optim.ema_halflife_end is not None:
+            halflife = halflife * decay + optim.ema_halflife_end * (1 - decay)
+        halflife = min(halflife, 0.05 * (step + 1) * batch)
         for name, tensor in generator.state_dict().items():
             if tensor.is_floating_point():
                 self.average[name] += (1 - 0.5 ** (batch / halflife)) * (
                     tensor - self.average[name]
                 )
 
+    def _looked_at(self, clips: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Logits, and what the critic's head reads, averaged over positions."""
+        layers: torch.nn.Module = self.critic.layers  # type: ignore[assignment]
+        head: torch.nn.Module = self.critic.head  # type: ignore[assignment]
+        map_ = layers(augment.apply(clips, draws.generator.play, self.probability))
+        return head(map_, y), map_.mean((2, 3, 4))
+
+    def _remember(self, measured: dict[str, list[Tensor]]) -> None:
+        self.steps += 1
+        for name, values in measured.items():
+            mean = torch.cat(values).detach().double().mean(0)
+            kept = 0.99 if "logit" in name else 0.75 if name == "sure" else 0.9
+            kept = min(kept, 1 - 1 / self.steps)
+            self.means[name] = kept * self.means.get(name, mean) + (1 - kept) * mean
+
     def _clip(self, network: torch.nn.Module) -> None:
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip_norm)
 
-    def _critic_loss(self, x: Tensor, y: Tensor, drawn: CriticDraws, gamma: float) -> Tensor:
+    def _critic_loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        drawn: CriticDraws,
+        gamma: float,
+        measured: dict[str, list[Tensor]],
+    ) -> Tensor:
         config, critic = self.config, self.critic
         with torch.no_grad():
-            fake = augment.apply(self.generator(drawn.z_BD.to(self.device), y), drawn.fake)
-        shown = augment.apply(x, drawn.real)
+            made = self.generator(drawn.z_BD.to(self.device), y)
+        fake = augment.apply(made, drawn.fake, self.probability)
+        shown = augment.apply(x, drawn.real, self.probability)
         clips = [shown, fake]
         finite = gamma > 0 and not config.exact_penalty
         if finite:
@@ -97,13 +154,32 @@ class PlainPair:
         loss = F.softplus(logits[1] - logits[0]).mean()
         if config.loss.kind == "bce":
             loss = (F.softplus(-logits[0]) + F.softplus(logits[1])).mean()
+        elif config.loss.kind == "hinge":
+            loss = F.relu(1 - logits[0]).mean() + F.relu(1 + logits[1]).mean()
+        sure = logits[0] - logits[1] if config.loss.kind == "relativistic" else logits[0]
+        for name, value in (
+            ("sure", sure.sign()),
+            ("logit/real", logits[0]),
+            ("logit/fake", logits[1]),
+        ):
+            measured.setdefault(name, []).append(value)
+        if config.loss.lecam:
+            zero = torch.zeros((), device=self.device)
+            real_anchor, fake_anchor = (
+                self.means.get(f"logit/{side}", zero).float() for side in ("real", "fake")
+            )
+            apart = (logits[0] - fake_anchor) ** 2 + (logits[1] - real_anchor) ** 2
+            loss = loss + config.loss.lecam * apart.mean()
         weight = gamma / 2 * config.loss.penalty_every
         if finite:
-            for near, far in ((logits[0], logits[2]), (logits[1], logits[3])):
-                loss = loss + weight * (far - near).square().mean() / sigma**2
+            for near, far, share in (
+                (logits[0], logits[2], config.loss.r1),
+                (logits[1], logits[3], config.loss.r2),
+            ):
+                loss = loss + share * weight * (far - near).square().mean() / sigma**2
         elif gamma:
-            for clip in (shown, fake):
+            for clip, share in ((shown, config.loss.r1), (fake, config.loss.r2)):
                 leaf = clip.detach().requires_grad_(True)
                 (gradient,) = torch.autograd.grad(critic(leaf, y).sum(), leaf, create_graph=True)
-                loss = loss + weight * gradient.flatten(1).norm(dim=1).square().mean()
+                loss = loss + share * weight * gradient.flatten(1).norm(dim=1).square().mean()
         return loss

@@ -17,6 +17,7 @@ CONFIG = Config.load(
         "augment.colour": 0.5,
         "augment.translate": 0.2,
         "augment.cutout": 0.3,
+        "augment.saturation": 0.1,
     },
 )
 

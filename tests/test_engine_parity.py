@@ -166,6 +166,23 @@ VARIANTS = {
         for stage in STAGES
     },
 }
+# Everything that looks at a batch as a whole, and every schedule.
+EVERYTHING = (
+    *("loss.kind=hinge", "loss.r2=0.5", "loss.lecam=0.3", "loss.features=0.5"),
+    *("loss.roughness=2", "loss.patches=0.5", "augment.saturation=0.5", "augment.cutout=0.3"),
+    *("augment.adaptive=true", "augment.span=40", "augment.target=-0.5"),
+    *("augment.probability=0.5", "augment.probability_end=0.3", "optim.burn_in=0.8"),
+    *("optim.ema_halflife_end=1", "optim.generator.beta2_end=0.999"),
+)
+EVERYTHING_AT = {
+    "0": (*EVERYTHING, "train.zero_stage=0"),
+    "3, accumulated": (*EVERYTHING, "train.zero_stage=3", "train.micro_batch=2"),
+    "3 and 3": (*EVERYTHING, *FINITE),
+    "2, relativistic": (
+        *(*EVERYTHING[1:], "loss.critic_steps=2"),
+        *("train.zero_stage=2", "train.micro_batch=4"),
+    ),
+}
 STEEP = ("optim.generator.lr=1e-3", "optim.critic.lr=1e-3")
 BF16 = {name: (*STEEP, *form, "train.precision=bf16") for name, form in BOTH_FORMS.items()}
 SLOWER = Case(("train.zero_stage=1",), lr_scale=0.5)
@@ -199,7 +216,7 @@ def part(form: str, start: int, stop: int, source: str = "", handover: str = "")
 CASES = {
     1: [
         *matrix(1),
-        *(Case(overrides) for overrides in VARIANTS.values()),
+        *(Case(overrides) for overrides in (*VARIANTS.values(), *EVERYTHING_AT.values())),
         *(Case((*CONV3D, f"train.zero_stage={stage}")) for stage in STAGES),
         *(Case(overrides) for overrides in BF16.values()),
         *(Case(BOTH_FORMS[form], "misuse") for form in ("1", "3 and 3")),
@@ -209,8 +226,9 @@ CASES = {
     ],
     2: [
         *matrix(2),
-        *(Case(overrides) for overrides in VARIANTS.values()),
+        *(Case(overrides) for overrides in (*VARIANTS.values(), *EVERYTHING_AT.values())),
         *(Case(form, resume_at=at) for form in BOTH_FORMS.values() for at in (-1, 3)),
+        *(Case(EVERYTHING_AT["3 and 3"], resume_at=at) for at in (-1, 3)),
         *(Case(BF16["1"], resume_at=at) for at in (-1, 3)),
         *(part(form, 0, 20) for form in BOTH_FORMS),
         *(part(form, 0, 7, handover="first") for form in BOTH_FORMS),
@@ -240,6 +258,20 @@ def test_five_steps_equal_plain_pytorch(
 def test_variants_equal_plain_pytorch(ranks: int, variant: str) -> None:
     case = Case(VARIANTS[variant])
     close(results(ranks)[case], results(1)[plain(case)])
+
+
+@pytest.mark.parametrize("form", EVERYTHING_AT)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_with_every_term_on_it_equals_plain_pytorch(ranks: int, form: str) -> None:
+    case = Case(EVERYTHING_AT[form])
+    ended, expected = results(ranks)[case], results(1)[plain(case)]
+    close(ended, expected)
+    # Alike in what the terms remember, too; the probability has moved.
+    remembered = ended["objective"]
+    assert remembered["probability"] == pytest.approx(expected["objective"]["probability"])
+    assert 0 < remembered["probability"] < 0.5
+    for name, (_, mean_K) in remembered["averages"].items():
+        assert mean_K == pytest.approx(expected["objective"]["averages"][name], abs=1e-5), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -282,13 +314,15 @@ def distance(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> 
     return torch.stack(squares).sum().sqrt().item()
 
 
-@pytest.mark.parametrize("form", [*BOTH_FORMS, "bf16"])
+@pytest.mark.parametrize("form", [*BOTH_FORMS, "bf16", "everything"])
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(form: str) -> None:
-    overrides = BF16["1"] if form == "bf16" else BOTH_FORMS[form]
+    named = {**BOTH_FORMS, "bf16": BF16["1"], "everything": EVERYTHING_AT["3 and 3"]}
+    overrides = named[form]
     through, resumed = (results(2)[Case(overrides, resume_at=at)] for at in (-1, 3))
     for network in ("generator", "critic", "ema"):
         for name, expected in through[network].items():
             assert torch.equal(resumed[network][name], expected), f"{network}.{name}"
+    assert resumed["objective"] == through["objective"]
 
 
 @functools.cache

@@ -66,10 +66,11 @@ class WrongPair:
             for group in engine.optimizer.param_groups:
                 group["lr"] = losses.cosine(progress, adam.lr, adam.lr * optim.lr_decay)
         drawn, last = draws.critic[0], draws.generator
+        share = config.augment.probability
 
         with torch.no_grad():
-            fake = augment.apply(self.generator(drawn.z_BD, y), drawn.fake)
-        both = torch.cat([augment.apply(x, drawn.real), fake]), torch.cat([y, y])
+            fake = augment.apply(self.generator(drawn.z_BD, y), drawn.fake, share)
+        both = torch.cat([augment.apply(x, drawn.real, share), fake]), torch.cat([y, y])
         loss = losses.critic_loss(config.loss.kind, *critic(*both).chunk(2))
         gamma = losses.cosine(
             progress, config.loss.gamma, config.loss.gamma * config.loss.gamma_decay
@@ -84,9 +85,9 @@ class WrongPair:
 
         judge = critic if self.mistake == "engine" else critic.module
         critic.module.requires_grad_(self.mistake in ("engine", "unfrozen"))
-        play = judge(augment.apply(self.generator(last.z_BD, y), last.play), y)
+        play = judge(augment.apply(self.generator(last.z_BD, y), last.play, share), y)
         with torch.no_grad():
-            rival = critic.module(augment.apply(x, last.play), y)
+            rival = critic.module(augment.apply(x, last.play, share), y)
         self.generator.backward(losses.generator_loss(config.loss.kind, rival, play))
         critic.module.requires_grad_(True)
         self.generator.step()
