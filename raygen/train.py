@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import ray
 
-from raygen import cost, tracking
+from raygen import conditioning, cost, tracking
 from raygen.board import Status
 from raygen.config import Config
 from raygen.data import store
@@ -49,6 +49,7 @@ def fit(
             f"run {before.uri} knows the classes {', '.join(before.classes)}, and "
             f"{config.data.uri} has {', '.join(catalogue.classes)}: give the new run another name="
         )
+    conditioning.check(config.conditions, catalogue)
     store.check_writable(config.storage)
     connect(config, on_note)
     # The manifest last: a run that has one has all.
