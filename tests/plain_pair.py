@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygen import augment
+from raygen.conditions import Condition
 from raygen.config import Config
 from raygen.draws import CriticDraws, Draws, noise_like
 from raygen.models import build_critic, build_generator
+
+Batch = tuple[Tensor, Tensor | Condition]
 
 
 class PlainPair:
@@ -32,9 +35,7 @@ class PlainPair:
         )
         self.average = {k: v.clone() for k, v in self.generator.state_dict().items()}
 
-    def step(
-        self, batches: Sequence[tuple[Tensor, Tensor]], draws: Draws, *, step: int, progress: float
-    ) -> None:
+    def step(self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float) -> None:
         """Steps of the critic, one of the generator, one of the average."""
         config, critic, generator = self.config, self.critic, self.generator
         optim = config.optim
@@ -49,11 +50,12 @@ class PlainPair:
         for number, ((x, y), drawn) in enumerate(zip(batches, draws.critic, strict=True)):
             due = (step * config.loss.critic_steps + number) % config.loss.penalty_every == 0
             self.optim_d.zero_grad()
-            self._critic_loss(x, y, drawn, gamma if due else 0).backward()  # type: ignore[no-untyped-call]
+            given = without(y, drawn.dropped_BK)
+            self._critic_loss(x, given, drawn, gamma if due else 0).backward()  # type: ignore[no-untyped-call]
             self._clip(critic)
             self.optim_d.step()
 
-        z = draws.generator.z_BD.to(self.device)
+        z, y = draws.generator.z_BD.to(self.device), without(y, draws.generator.dropped_BK)
         play = critic(augment.apply(generator(z, y), draws.generator.play), y)
         rival = critic(augment.apply(x, draws.generator.play), y)
         loss = F.softplus(rival - play).mean()
@@ -76,7 +78,9 @@ class PlainPair:
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip_norm)
 
-    def _critic_loss(self, x: Tensor, y: Tensor, drawn: CriticDraws, gamma: float) -> Tensor:
+    def _critic_loss(
+        self, x: Tensor, y: Tensor | Condition, drawn: CriticDraws, gamma: float
+    ) -> Tensor:
         config, critic = self.config, self.critic
         with torch.no_grad():
             fake = augment.apply(self.generator(drawn.z_BD.to(self.device), y), drawn.fake)
@@ -93,7 +97,7 @@ class PlainPair:
         if config.model.kind == "conv3d":
             logits = [critic(clip, y) for clip in clips]
         else:
-            logits = list(critic(torch.cat(clips), torch.cat([y] * len(clips))).chunk(len(clips)))
+            logits = list(critic(torch.cat(clips), y.repeat(len(clips))).chunk(len(clips)))
         loss = F.softplus(logits[1] - logits[0]).mean()
         if config.loss.kind == "bce":
             loss = (F.softplus(-logits[0]) + F.softplus(logits[1])).mean()
@@ -107,3 +111,8 @@ class PlainPair:
                 (gradient,) = torch.autograd.grad(critic(leaf, y).sum(), leaf, create_graph=True)
                 loss = loss + weight * gradient.flatten(1).norm(dim=1).square().mean()
         return loss
+
+
+def without(y: Tensor | Condition, dropped: Tensor | None) -> Tensor | Condition:
+    """Conditions less what is left out of them."""
+    return y if dropped is None else Condition.of(y).without(dropped)

@@ -67,7 +67,7 @@ class TransposedGenerator(Recomputing):
 
 
 class UpsamplingGenerator(Recomputing):
-    """Trilinear upsampling between convolutions modulated by latent and condition at every level."""
+    """Trilinear upsampling between convolutions modulated by (latent, condition) at each level."""
 
     def __init__(
         self,

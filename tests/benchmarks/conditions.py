@@ -38,7 +38,6 @@ CLASSES = synthetic.class_names(68)
 CLIPS_PER_CAPTION = 8  # judged
 OVERRIDES: dict[str, Any] = {
     "model.kind": "upsampling",
-    "data.size": 32,
     "train.zero_stage": 0,
     "train.steps": 1_000_000,
     # Every clip is rendered anew: nothing to remember, and nothing to augment.
@@ -53,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, each (10)")
     parser.add_argument("--frames", type=int, default=8, help="of a clip (8)")
+    parser.add_argument("--size", type=int, default=32, help="of a clip, pixels (32)")
     parser.add_argument("--kinds", default="text,image", help="which to train (text,image)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheets", type=Path, help="where contact sheets go")
@@ -62,13 +62,11 @@ def main() -> None:
     torch.set_num_threads(1)
     seen, unseen = split(arguments.seed)
     rng = np.random.default_rng(arguments.seed + 1)
-    flat = {"judge_right": judge_of_the_judge(arguments.frames, rng)}
+    shape = {"data.frames": arguments.frames, "data.size": arguments.size}
+    flat = {"judge_right": judge_of_the_judge(Config.load("tiny", shape), rng)}
     for kind in arguments.kinds.split(","):
-        config = Config.load("tiny", {**OVERRIDES, "seed": arguments.seed})
-        config = Config.parse(
-            config.dump(), {"data.frames": arguments.frames, "conditions.kinds": [kind]}
-        )
-        config = Config.parse(config.dump(), arguments.overrides)
+        asked_for = OVERRIDES | shape | {"seed": arguments.seed, "conditions.kinds": [kind]}
+        config = Config.parse(Config.load("tiny", asked_for).dump(), arguments.overrides)
         generator, steps = train(config, seen, arguments.minutes)
         flat[f"{kind}_steps"] = steps
         found, sheets = (asked if kind == "text" else continued)(generator, config, seen, unseen)
@@ -91,16 +89,16 @@ def split(seed: int) -> tuple[list[str], list[str]]:
     return names[HELD_OUT:], names[:HELD_OUT]
 
 
-def render(name: str, frames: int, rng: np.random.Generator) -> video.Clips:
+def render(name: str, config: Config, rng: np.random.Generator) -> video.Clips:
     colour, shape, motion = name.split("-")
-    way = synthetic.path(motion, frames, rng)
-    return synthetic.render(shape, colour, way, int(OVERRIDES["data.size"]), rng)
+    way = synthetic.path(motion, config.data.frames, rng)
+    return synthetic.render(shape, colour, way, config.data.size, rng)
 
 
-def judge_of_the_judge(frames: int, rng: np.random.Generator) -> float:
+def judge_of_the_judge(config: Config, rng: np.random.Generator) -> float:
     """The share of rendered clips that are read right."""
     names = [name for name in CLASSES for _ in range(4)]
-    right = [shapes_judge.read(render(name, frames, rng)) == truth(name) for name in names]
+    right = [shapes_judge.read(render(name, config, rng)) == truth(name) for name in names]
     return float(np.mean(right))
 
 
@@ -129,7 +127,7 @@ def train(config: Config, names: Sequence[str], minutes: float) -> tuple[torch.n
     began, step = time.process_time(), 0
     while (spent := (time.process_time() - began) / 60) < minutes:
         drawn = [names[k] for k in rng.integers(len(names), size=config.train.batch_size)]
-        clips = np.stack([render(name, config.data.frames, rng) for name in drawn])
+        clips = np.stack([render(name, config, rng) for name in drawn])
         x_BCTHW = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
         y_B = conditions(make, drawn, x_BCTHW)
         figures = pair.step(
@@ -196,7 +194,7 @@ def continued(
     make = Conditioner(config.conditions, config.data.size)
     rng = np.random.default_rng(config.seed + 2)
     wanted = [name for name in [*unseen, *seen] for _ in range(2)]
-    reals = np.stack([render(name, config.data.frames, rng) for name in wanted])
+    reals = np.stack([render(name, config, rng) for name in wanted])
     frames = [sampling.to_float(clip[0]) for clip in reals]
     y_N = make([None] * len(wanted), frames=frames)
     z_ND = sampling.latents(range(len(wanted)), config.model.latent_dim)
