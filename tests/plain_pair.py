@@ -24,8 +24,9 @@ class PlainPair:
     def __init__(self, config: Config, classes: int, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        self.generator = build_generator(config.model, config.data, classes).to(device)
-        self.critic = build_critic(config.model, config.data, classes).to(device)
+        shape = (config.model, config.data, classes, config.conditions)
+        self.generator = build_generator(*shape).to(device)
+        self.critic = build_critic(*shape).to(device)
         self.optim_g, self.optim_d = (
             torch.optim.Adam(net.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2))
             for net, adam in (
