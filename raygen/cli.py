@@ -136,23 +136,46 @@ def export(
 def generate(
     export: Annotated[str, typer.Argument(help="an export: folder or s3:// prefix")],
     output: Annotated[str, typer.Option("--output", "-o", help=".mp4 .webp .gif .png or .npy")],
-    class_name: Annotated[str | None, typer.Option("--class", help="default: each in turn")] = None,
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class", help="again for another; default: each in turn")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="what it shows; again for another")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="a picture: the first frame, kept")
+    ] = None,
+    vector: Annotated[
+        str | None, typer.Option("--vector", help=".npy of your own numbers, as trained with")
+    ] = None,
+    truncation: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="scale of the latent; below 1: more usual clips")
+    ] = 1.0,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="from the first class or text to the second")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first clip")] = 0,
     n: Annotated[int, typer.Option(min=1, max=1024, help="clips; their seeds count up")] = 1,
     scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge by repeating pixels")] = 4,
 ) -> None:
-    """Generate clips; the same seed and class give the same clip."""
-    from raygen import video
+    """Generate clips; the same seed and conditions give the same clip.
+
+    With --interpolate the clips lead from the first --class or --text to the second, or, where
+    none is given twice, from the first seed to the next.
+    """
+    from raygen import asking, video
     from raygen.export import load_generator
 
     video.format_of(output)  # before the work, not after it
     generator = load_generator(export)
-    if class_name is None:
-        labels = [i % len(generator.classes) for i in range(n)]
-    else:
-        labels = [generator.class_id(class_name)] * n
-    clips = generator.generate([seed + i for i in range(n)], labels)
-    names = [generator.classes[label] for label in labels]
+    asked = asking.Asked(
+        classes=class_name or [],
+        texts=text or [],
+        image=None if image is None else video.read_image(image, generator.data.size),
+        vector=None if vector is None else asking.read_vector(vector),
+    )
+    draw = asking.interpolated if interpolate else asking.drawn
+    clips, names = draw(generator, asked, seed, n, truncation)
     video.save(output, clips, generator.fps, names, scale)
     console.print(f"{output}: {n} x {clips.shape[1]} frames of {', '.join(sorted(set(names)))}")
 
@@ -218,7 +241,7 @@ def _note(text: str) -> None:
 def _summary(config: Config) -> list[str]:
     from raygen.models import build_critic, build_generator, parameter_count
 
-    shape = (config.model, config.data, 4)
+    shape = (config.model, config.data, 4, config.conditions)
     counts = (f"{parameter_count(build(*shape)):,}" for build in (build_generator, build_critic))
     data, train = config.data, config.train
     clip = f"{data.frames}x{data.size}x{data.size}"

@@ -20,6 +20,8 @@ from raygen.errors import ConfigError
 from raygen.tree import Section
 
 PRESETS = Path(__file__).parent / "presets"
+KINDS = ("class", "text", "image", "vector")
+"""Kinds of conditions, in the order in which networks and draws keep them."""
 
 
 class CacheConfig(Section):
@@ -72,7 +74,7 @@ class DataConfig(Section):
 class _Family(Section):
     kind: str
     latent_dim: int = Field(64, ge=1, le=1024, description="dimension of the latent z")
-    class_dim: int = Field(64, ge=1, le=1024, description="dimension of the class embedding")
+    class_dim: int = Field(64, ge=1, le=1024, description="dimension of a condition's embedding")
     generator_width: int = Field(32, ge=4, le=1024, description="channels of the last hidden layer")
     critic_width: int = Field(32, ge=4, le=1024, description="channels of the critic's first layer")
 
@@ -108,6 +110,46 @@ class Conv3dConfig(_Family):
 ModelConfig = Annotated[
     StridedConfig | UpsamplingConfig | Conv3dConfig, Field(discriminator="kind")
 ]
+
+
+class ConditionsConfig(Section):
+    """What a clip can be asked for by; one network serves every mixture of these kinds."""
+
+    kinds: tuple[Literal["class", "text", "image", "vector"], ...] = Field(
+        ("class",), description="any of class, text, image (the first frame), vector (your own)"
+    )
+    drop: float | None = Field(
+        None, ge=0, le=0.9, description="share left out in training, each kind; null: as kinds need"
+    )
+    encoder: str = Field(
+        "tokens",
+        min_length=1,
+        description="of text: tokens (learned), minilm (raygen[text]), or a transformers folder",
+    )
+    text_length: int = Field(32, ge=1, le=512, description="words that encoder tokens reads")
+    text_dim: int = Field(384, ge=1, le=8192, description="dimension of any other text encoder's")
+    vector_dim: int = Field(64, ge=1, le=8192, description="dimension of the catalogue's vectors")
+
+    @property
+    def drop_share(self) -> float:
+        """How often each kind is left out: 0.1, or never where classes alone are known."""
+        if self.drop is not None:
+            return self.drop
+        return 0.0 if self.kinds == ("class",) else 0.1
+
+    @property
+    def optional(self) -> bool:
+        """Whether a kind may be left out; no class may where classes alone are always given."""
+        return self.drop_share > 0 or self.kinds != ("class",)
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> Self:
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(
+                f"kinds must be one or more of {', '.join(KINDS)}, each once "
+                f"(got {list(self.kinds)})"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -332,6 +374,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, order, latents")
     data: DataConfig = Field(DataConfig(), description="")
     model: ModelConfig = Field(StridedConfig(), description="")
+    conditions: ConditionsConfig = Field(ConditionsConfig(), description="")
     loss: LossConfig = Field(LossConfig(), description="")
     augment: AugmentConfig = Field(AugmentConfig(), description="")
     optim: OptimConfig = Field(OptimConfig(), description="")

@@ -4,7 +4,8 @@
 
 Everything is drawn on the CPU from (seed, step), then cut to the clips that a rank has: what clip
 i gets depends neither on how many ranks there are nor on how they split their share. Names carry
-shapes: B clips of this rank, C channels, T frames, H height, W width, D latent dimension.
+shapes: B clips of this rank, C channels, T frames, H height, W width, D latent dimension, K kinds
+of conditions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from raygen import augment
 from raygen.augment import Draw
-from raygen.config import Config
+from raygen.config import KINDS, Config
 
 
 @dataclass(frozen=True)
@@ -24,27 +25,37 @@ class CriticDraws:
     """For one step of the critic: the fakes' latents, and what it is shown of real and fake.
 
     noise_B2: a seed for each clip, real and fake, of the finite-difference penalty's noise; the
-    noise itself is as large as the clips and is drawn where they are.
+    noise itself is as large as the clips and is drawn where they are. dropped_BK: bool, kinds of
+    conditions (as in config.KINDS) that are left out; None where none ever is.
     """
 
     z_BD: Tensor
     real: Draw
     fake: Draw
     noise_B2: Tensor
+    dropped_BK: Tensor | None
 
     def __getitem__(self, rows: slice) -> CriticDraws:
-        return CriticDraws(self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows])
+        dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
+        return CriticDraws(
+            self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows], dropped_BK
+        )
 
 
 @dataclass(frozen=True)
 class GeneratorDraws:
-    """For one step of the generator: latents, and what the critic is shown of either side."""
+    """For one step of the generator: latents, and what the critic is shown of either side.
+
+    dropped_BK as of the critic.
+    """
 
     z_BD: Tensor
     play: Draw
+    dropped_BK: Tensor | None
 
     def __getitem__(self, rows: slice) -> GeneratorDraws:
-        return GeneratorDraws(self.z_BD[rows], self.play[rows])
+        dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
+        return GeneratorDraws(self.z_BD[rows], self.play[rows], dropped_BK)
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,21 @@ class Draws:
         def seeds(rng: torch.Generator) -> Tensor:
             return torch.randint(2**63 - 1, (count, 2), generator=rng)
 
+        def dropped(rng: torch.Generator) -> Tensor | None:
+            share = config.conditions.drop_share
+            return torch.rand(count, len(KINDS), generator=rng) < share if share else None
+
         critic = tuple(
             CriticDraws(
-                z(rng(0, turn)), shown(rng(2, turn)), shown(rng(3, turn)), seeds(rng(5, turn))
+                z(rng(0, turn)),
+                shown(rng(2, turn)),
+                shown(rng(3, turn)),
+                seeds(rng(5, turn)),
+                dropped(rng(6, turn)),
             )[rows]
             for turn in range(config.loss.critic_steps)
         )
-        return cls(critic, GeneratorDraws(z(rng(1)), shown(rng(4)))[rows])
+        return cls(critic, GeneratorDraws(z(rng(1)), shown(rng(4)), dropped(rng(7)))[rows])
 
 
 def noise_like(x_BCTHW: Tensor, seed_B: Tensor) -> Tensor:

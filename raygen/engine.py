@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raygen import augment, losses
+from raygen.conditions import Condition
 from raygen.config import Config
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.ema import ParameterEma
@@ -26,8 +27,8 @@ from raygen.models import build_critic, build_generator, recompute_activations
 from raygen.network import Learner, Network, Opponent, turn
 from raygen.objective import Judged, Objective, Term, total
 
-Batch = tuple[Tensor, Tensor]
-"""Real clips x_BCTHW in [-1, 1] and their class ids y_B."""
+Batch = tuple[Tensor, Condition | Tensor]
+"""Real clips x_BCTHW in [-1, 1] and what they show, y_B: conditions, or class ids alone."""
 
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _Drawn = TypeVar("_Drawn", CriticDraws, GeneratorDraws)
@@ -64,8 +65,8 @@ class Pair:
         self.micro_batch = share // batches
         self.notes = _notes(config, batches, self.micro_batch)
         torch.manual_seed(config.seed)
-        generator = build_generator(config.model, config.data, classes)
-        critic = build_critic(config.model, config.data, classes)
+        shape = (config.model, config.data, classes, config.conditions)
+        generator, critic = build_generator(*shape), build_critic(*shape)
         if train.recompute:
             recompute_activations(generator)
             recompute_activations(critic)
@@ -183,7 +184,7 @@ class Pair:
         critic: Learner,
         real_BCTHW: Tensor,
         fake_BCTHW: Tensor,
-        y_B: Tensor,
+        y_B: Condition,
         draw: CriticDraws,
         *,
         penalised: bool,
@@ -219,11 +220,14 @@ class Pair:
 
     def _micro_batches(
         self, batch: Batch, drawn: _Drawn
-    ) -> Iterator[tuple[Tensor, Tensor, _Drawn]]:
-        x_BCTHW, y_B = batch
-        for start in range(0, len(y_B), self.micro_batch):
+    ) -> Iterator[tuple[Tensor, Condition, _Drawn]]:
+        x_BCTHW, y_B = batch[0], Condition.of(batch[1])
+        if drawn.dropped_BK is not None:
+            y_B = y_B.without(drawn.dropped_BK)
+        for start in range(0, len(x_BCTHW), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            yield x_BCTHW[rows].to(self.device, self.dtype), y_B[rows].to(self.device), drawn[rows]
+            given_B = y_B.rows(rows).to(self.device, self.dtype)
+            yield x_BCTHW[rows].to(self.device, self.dtype), given_B, drawn[rows]
 
     def _input(self, z_BD: Tensor) -> Tensor:
         return z_BD.to(self.device, self.dtype)
@@ -262,7 +266,7 @@ class _Figures:
         return {name: torch.stack(values).mean() for name, values in self._values.items()}
 
 
-def _judged(judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Tensor) -> Judged:
+def _judged(judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Condition) -> Judged:
     logit_B, feature_BC = judge.with_features(shown_BCTHW, y_B)
     return Judged(x_BCTHW, logit_B.float(), feature_BC.float())
 

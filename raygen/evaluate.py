@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from raygen.conditioning import rows_of
 from raygen.config import Config
 from raygen.data import store
 from raygen.data.catalog import Catalogue
@@ -49,13 +51,27 @@ def _judged(run: Run, on_note: Callable[[str], None]) -> Evaluation:
     config = run.config
     generator = generator_of(run)
     on_note("decoding real clips")
-    real, real_labels, videos = _real_clips(Catalogue.read(run.path(CATALOGUE)), config)
+    catalogue = Catalogue.read(run.path(CATALOGUE))
+    real, real_labels, videos = _real_clips(catalogue, config)
     on_note(f"generating {config.evaluate.clips} clips")
     count = config.evaluate.clips
     labels = np.arange(count) % len(run.classes)
-    fake = generator.generate(range(count), labels.tolist())
+    fake = generator.generate(range(count), **_asked(catalogue, labels.tolist(), config))
     on_note("training the judge")
     return judge(real, real_labels, videos, fake, labels, run.classes, config.evaluate, config.seed)
+
+
+def _asked(catalogue: Catalogue, labels: list[int], config: Config) -> dict[str, Any]:
+    """What is asked of the generator: these classes, in the words and vectors of real clips.
+
+    A first frame is not given: clips that begin as real ones do would be judged too kindly.
+    """
+    kinds, rows = config.conditions.kinds, rows_of(catalogue.labels(), labels, config.seed)
+    return {
+        "labels": labels if "class" in kinds else None,
+        "text": catalogue.captions(rows) if "text" in kinds else None,
+        "vector": catalogue.vectors(rows) if "vector" in kinds else None,
+    }
 
 
 def _real_clips(catalogue: Catalogue, config: Config) -> tuple[Clips, Labels, Labels]:

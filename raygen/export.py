@@ -3,6 +3,7 @@
 raygen export runs/tiny -o exports/tiny
 generator = load_generator("exports/tiny")
 clips_NTHWC = generator.generate(seeds=[7], labels=[generator.class_id("wave")])
+clips_NTHWC = generator.generate([7], text=["a red circle moves right"], truncation=0.7)
 
 generator.safetensors   the averaged weights, no pickle
 config.json             how to rebuild the network, what it was trained on; written last
@@ -32,14 +33,16 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from raygen import __version__, sampling
-from raygen.config import DataConfig, ModelConfig
+from raygen.conditioning import Conditioner
+from raygen.conditions import Condition
+from raygen.config import KINDS, ConditionsConfig, DataConfig, ModelConfig
 from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
 from raygen.metrics import Evaluation
 from raygen.models import build_generator, parameter_count
 from raygen.runs import EVALUATION, Run
 
-FORMAT = 1
+FORMAT = 2  # 1 had classes alone
 WEIGHTS = "generator.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
@@ -47,15 +50,22 @@ CARD = "README.md"
 DIGEST_DIGITS = 12
 STATUS = ("step", "elapsed_s", "clips_seen", "dollars")
 KNOWN_SHOWN = 20  # class names that an error lists
+KIND_WORDS = {
+    "class": "a class",
+    "text": "a text",
+    "image": "a first frame",
+    "vector": "a vector",
+}
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded export: class ids and seeds in, clips out."""
+    """A loaded export: seeds and conditions in, clips out."""
 
     document: Mapping[str, Any]  # config.json
     model: ModelConfig
     data: DataConfig
+    conditioner: Conditioner
     module: nn.Module  # in eval mode, on `device`
     device: torch.device
 
@@ -68,6 +78,11 @@ class Generator:
     def classes(self) -> list[str]:
         """Class names; the position is the id."""
         return list(self.document["classes"])
+
+    @property
+    def conditions(self) -> ConditionsConfig:
+        """What its clips can be asked for by."""
+        return self.conditioner.config
 
     @property
     def fps(self) -> float:
@@ -96,12 +111,72 @@ class Generator:
         rest = f" and {more} more" if more > 0 else ""
         raise ConfigError(f"no class {name!r}{hint}; this model knows {known}{rest}", "class")
 
-    def generate(self, seeds: Sequence[int], labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """One clip a pair of seed (0 to 2**63 - 1) and class id: uint8 [N,T,H,W,3], 0 to 255.
+    def generate(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int | None] | None = None,
+        *,
+        text: Sequence[str | None] | None = None,
+        image: Sequence[npt.NDArray[np.uint8] | None] | None = None,
+        vector: Sequence[Sequence[float] | None] | None = None,
+        truncation: float = 1.0,
+    ) -> npt.NDArray[np.uint8]:
+        """One clip a seed (0 to 2**63 - 1): uint8 [N,T,H,W,3], 0 to 255.
 
-        The same seed and class give the same clip, to the bit, in whatever company.
+        labels: class ids; image: first frames, uint8 [H, W, 3] of the clips' size, which are
+        kept; vector: the user's own. One a clip; None where it is left out. `truncation` scales
+        the latent: below 1, less varied. The same seed and conditions give the same clip, to the
+        bit, in whatever company. Raises ConfigError for what this model does not take.
         """
-        return sampling.generate(self.module, self.model.latent_dim, seeds, labels, self.device)
+        y_N = self._condition(len(seeds), labels, text, image, vector)
+        z_ND = sampling.latents(seeds, self.model.latent_dim, truncation)
+        return sampling.generate(self.module, z_ND, y_N, self.device)
+
+    @torch.inference_mode()
+    def interpolate(
+        self,
+        count: int,
+        seeds: tuple[int, int],
+        labels: tuple[int | None, int | None] | None = None,
+        *,
+        text: tuple[str | None, str | None] | None = None,
+        image: npt.NDArray[np.uint8] | None = None,
+        vector: tuple[Sequence[float], Sequence[float]] | None = None,
+        truncation: float = 1.0,
+    ) -> npt.NDArray[np.uint8]:
+        """`count` clips from one seed and condition to another, as `generate` makes the ends.
+
+        Latents go along their great circle, the conditions' embeddings along a line; a first
+        frame is all the clips' own.
+        """
+        y_2 = self._condition(2, labels, text, [image] * 2, vector)
+        ends_2D = sampling.latents(seeds, self.model.latent_dim, truncation)
+        share_N = torch.linspace(0, 1, count)
+        z_ND = sampling.spherical(ends_2D[0], ends_2D[1], share_N)
+        embedding: Any = self.module.embedding
+        first_E, last_E = embedding(y_2.to(self.device)).cpu()
+        e_NE = torch.lerp(first_E, last_E, share_N[:, None])
+        y_N = y_2.rows(torch.zeros(count, dtype=torch.int64))._replace(embedded_BE=e_NE)
+        return sampling.generate(self.module, z_ND, y_N, self.device)
+
+    def _condition(
+        self,
+        count: int,
+        labels: Sequence[int | None] | None,
+        text: Sequence[str | None] | None,
+        image: Sequence[npt.NDArray[np.uint8] | None] | None,
+        vector: Sequence[Sequence[float] | None] | None,
+    ) -> Condition:
+        size = self.data.size
+        for frame_HWC in image or ():
+            if frame_HWC is not None and frame_HWC.shape != (size, size, 3):
+                raise ConfigError(
+                    f"a first frame of shape {frame_HWC.shape}; this model takes "
+                    f"({size}, {size}, 3)",
+                    "image",
+                )
+        frames = [None if f is None else sampling.to_float(f) for f in image or [None] * count]
+        return self.conditioner(labels or [None] * count, texts=text, frames=frames, vectors=vector)
 
 
 def export_run(run: Run, destination: str) -> None:
@@ -160,11 +235,15 @@ def generator_of(run: Run, device: str = "cpu") -> Generator:
 def _assemble(document: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> Generator:
     model: ModelConfig = TypeAdapter(ModelConfig).validate_python(document["model"])
     data = DataConfig.model_validate(document["data"])
-    module = build_generator(model, data, len(document["classes"]))
+    conditions = ConditionsConfig.model_validate(document.get("conditions", {}))
+    module = build_generator(model, data, len(document["classes"]), conditions)
     # Batch norm counts its batches in an integer, which has no average and no effect here.
     counters = {k: t for k, t in module.state_dict().items() if not t.is_floating_point()}
     module.load_state_dict(counters | weights)
-    return Generator(document, model, data, module.to(device).eval(), torch.device(device))
+    conditioner = Conditioner(conditions, data.size)
+    return Generator(
+        document, model, data, conditioner, module.to(device).eval(), torch.device(device)
+    )
 
 
 def _sha256(weights: bytes) -> str:
@@ -183,6 +262,7 @@ def _document(run: Run, sha256: str) -> dict[str, Any]:
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "data": config.data.model_dump(mode="json"),
+        "conditions": config.conditions.model_dump(mode="json"),
         "trained_on": run.data,
         "status": {key: status[key] for key in STATUS},
         "evaluation": run.read_json(EVALUATION),
@@ -232,14 +312,16 @@ def _upload(files: Mapping[str, bytes], destination: str) -> None:
 def _card(run: Run, document: Mapping[str, Any]) -> str:
     config, data, status = run.config, run.data, document["status"]
     digest = document["sha256"][:DIGEST_DIGITS]
-    parameters = parameter_count(build_generator(config.model, config.data, len(run.classes)))
+    generator = build_generator(config.model, config.data, len(run.classes), config.conditions)
+    parameters = parameter_count(generator)
+    by, arguments, query = _asked_by(config.conditions, run.classes[0])
     return f"""---
 library_name: raygen
 tags: [video-generation, gan, {config.model.kind}]
 ---
 # {config.name}
 
-A generator of short video clips, conditional on a class: {config.data.frames} frames of \
+A generator of short video clips, conditional on {by}: {config.data.frames} frames of \
 {config.data.size}x{config.data.size} pixels at {config.data.fps:g} frames per second. \
 Family `{config.model.kind}`, {parameters / 1e6:.2f} M parameters, weights {digest}, trained by \
 raygen {__version__}.
@@ -248,10 +330,10 @@ raygen {__version__}.
 
 ## Use
 ```
-raygen generate THIS_FOLDER --class {run.classes[0]} --seed 7 --n 4 -o out.mp4
-serve run serve.app:app export=THIS_FOLDER      # then GET /v1/clips?class={run.classes[0]}&seed=7
+raygen generate THIS_FOLDER {arguments}--seed 7 --n 4 -o out.mp4
+serve run serve.app:app export=THIS_FOLDER      # then GET /v1/clips?{query}seed=7
 ```
-The same seed and class give the same clip.
+The same seed and conditions give the same clip.
 
 ## Training
 | | |
@@ -275,6 +357,22 @@ clips off as recordings, and mark them as generated where you publish them.
 the training clips, expect them to be recognisable in what it generates, and ask them, or the \
 holder of the rights, before you share this model.
 """
+
+
+def _asked_by(config: ConditionsConfig, class_name: str) -> tuple[str, str, str]:
+    """What the model takes, in words; the same as arguments of the command, and as a query."""
+    words = [KIND_WORDS[kind] for kind in KINDS if kind in config.kinds]
+    by = " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+    if config.optional:
+        by += ", each of which may be left out" if words[1:] else ", which may be left out"
+    options = {
+        "class": f"--class {class_name} ",
+        "text": '--text "..." ',
+        "image": "--image F.png ",
+    }
+    arguments = "".join(options.get(kind, "--vector F.npy ") for kind in config.kinds)
+    queries = {"class": f"class={class_name}&", "text": "text=...&"}
+    return by, arguments, "".join(queries.get(kind, "") for kind in config.kinds)
 
 
 def _metrics_table(evaluation: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,15 +54,16 @@ def margin(kind: LossKind, real_logit_B: Tensor, fake_logit_B: Tensor) -> Tensor
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor, Tensor], Tensor],
+    critic: Callable[[Tensor, Any], Tensor],
     x_BCTHW: Tensor,
-    y_B: Tensor,
+    y_B: Any,
     weight_B: Tensor | float = 1.0,
 ) -> Tensor:
     """Mean over the batch of w |d D(x, y) / dx|^2, a scalar with a graph to the critic's weights.
 
     On real clips this is R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9), on fakes R2
-    (eq. 10), both without their gamma / 2. Holds for critics that judge each clip alone.
+    (eq. 10), both without their gamma / 2. Holds for critics that judge each clip alone. `y_B` is
+    whatever conditions the critic takes.
     """
     x_BCTHW = x_BCTHW.detach().requires_grad_(True)
     (gradient_BCTHW,) = torch.autograd.grad(critic(x_BCTHW, y_B).sum(), x_BCTHW, create_graph=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen import losses, shards
+from raygen.conditions import Condition
 from raygen.config import AdamConfig, Config
 from raygen.errors import CheckpointError
 from raygen.models import parameter_count
@@ -114,14 +115,14 @@ class Learner:
     def __init__(self, network: Network) -> None:
         self._network, self._over = network, False
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | Condition) -> Tensor:
         """The network's output, which `minimise` can follow back into its weights."""
         self._check()
         output: Tensor = self._network._engine(*inputs)
         return output
 
     def gradient_penalty(
-        self, x_BCTHW: Tensor, y_B: Tensor, weight_B: Tensor | float = 1.0
+        self, x_BCTHW: Tensor, y_B: Condition | Tensor, weight_B: Tensor | float = 1.0
     ) -> Tensor:
         """`losses.gradient_penalty` of the network; raises at stage 3, where it would be wrong."""
         self._check()
@@ -150,16 +151,18 @@ class Opponent:
     def __init__(self, network: Network) -> None:
         self._module, self._over = network.module, False
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | Condition) -> Tensor:
         """The network's output."""
         if self._over:
             raise RuntimeError("this opponent's turn is over")
         # A frozen network makes no graph of its own; said aloud, a compiled one knows it too.
-        with torch.set_grad_enabled(any(tensor.requires_grad for tensor in inputs)):
+        # Conditions are given, never learned from.
+        followed = any(isinstance(part, Tensor) and part.requires_grad for part in inputs)
+        with torch.set_grad_enabled(followed):
             output: Tensor = self._module(*inputs)
         return output
 
-    def with_features(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def with_features(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
         """A critic's logits [B], and what enters its `head`, averaged over positions: [B, C]."""
         entered: list[Tensor] = []
         head: Any = self._module.head

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raygen import cost, sampling, tracking
 from raygen.board import Ended, Status, Wish
+from raygen.conditioning import RowConditions
 from raygen.config import Config
 from raygen.models import build_generator
 from raygen.runs import Progress
@@ -85,6 +86,7 @@ class Reporter:
         self,
         config: Config,
         classes: list[str],
+        conditions: RowConditions,
         board: Any,
         meter: Meter,
         started_at: int,
@@ -92,6 +94,7 @@ class Reporter:
         nodes: Sequence[str],
     ) -> None:
         self.config, self.classes, self.meter = config, classes, meter
+        self._conditions = conditions
         self._board = board
         self._started_at, self._nodes = started_at, tuple(nodes)
         self._tracker = tracking.open_tracker(config)
@@ -126,14 +129,15 @@ class Reporter:
         self._tracker.scalars({**values, **spent}, step)
 
     def samples(self, average: dict[str, Tensor], step: int) -> None:
-        """Logs clips of the averaged generator: the same latents and classes every time."""
-        model, data = self.config.model, self.config.data
-        generator = build_generator(model, data, len(self.classes)).eval()
+        """Logs clips of the averaged generator: the same latents and conditions every time."""
+        config, data = self.config, self.config.data
+        generator = build_generator(config.model, data, len(self.classes), config.conditions).eval()
         # Not strict: batch norm's counter is an integer, which has no average and no effect.
         generator.load_state_dict(average, strict=False)
         labels = [k for k in range(len(self.classes)) for _ in range(SAMPLES_PER_CLASS)]
-        seeds, cpu = range(len(labels)), torch.device("cpu")
-        clips = sampling.generate(generator, model.latent_dim, seeds, labels, cpu)
+        z_ND = sampling.latents(range(len(labels)), config.model.latent_dim)
+        y_N = self._conditions(self._conditions.rows_of(labels, config.seed))
+        clips = sampling.generate(generator, z_ND, y_N, torch.device("cpu"))
         self._tracker.samples(clips, [self.classes[k] for k in labels], data.fps, step)
 
     def ending(self, step: int, standing: Standing, ended: Ended) -> None:

@@ -1,4 +1,4 @@
-"""Seeds and class ids to clips: the one way in which raygen asks a generator for them."""
+"""Latents and conditions to clips: the one way in which raygen asks a generator for them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,56 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raygen.conditions import Condition
+
 
 def latent(seed: int, dim: int) -> Tensor:
     """The latent [dim] of a seed (0 to 2**63 - 1), the same on every machine."""
     return torch.randn(dim, generator=torch.Generator().manual_seed(seed))
 
 
+def latents(seeds: Sequence[int], dim: int, truncation: float = 1.0) -> Tensor:
+    """The latents [N, dim] of seeds, scaled by `truncation`: below 1, less varied and more usual.
+
+    The scale of Glow's temperature (arXiv 1807.03039, section 5), for the ends that the
+    resampling of Brock et al. serves (arXiv 1809.11096, section 3.1): it keeps every seed's
+    direction, so that a clip changes gradually with it.
+    """
+    return truncation * torch.stack([latent(seed, dim) for seed in seeds])
+
+
+def spherical(first_D: Tensor, last_D: Tensor, share_N: Tensor) -> Tensor:
+    """Latents [N, D] from one to the other, at `share_N` of the way, along their great circle.
+
+    White 2016 (arXiv 1609.04468, section 2.1): a straight line would pass through latents shorter
+    than any that training has drawn.
+    """
+    cosine = torch.nn.functional.cosine_similarity(first_D, last_D, 0).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    if float(torch.sin(angle)) < 1e-4:
+        return torch.lerp(first_D, last_D, share_N[:, None])
+    weights_N1 = (torch.sin(part * angle)[:, None] for part in (1 - share_N, share_N))
+    from_N1, to_N1 = weights_N1
+    return (from_N1 * first_D + to_N1 * last_D) / torch.sin(angle)
+
+
 @torch.inference_mode()
 def generate(
-    generator: nn.Module,
-    latent_dim: int,
-    seeds: Sequence[int],
-    labels: Sequence[int],
-    device: torch.device,
+    generator: nn.Module, z_ND: Tensor, y_N: Condition, device: torch.device
 ) -> npt.NDArray[np.uint8]:
-    """One clip a pair of seed and class id: uint8 [N,T,H,W,3], 0 to 255; `generator` in eval mode.
+    """One clip a latent and its condition: uint8 [N,T,H,W,3], 0 to 255; `generator` in eval mode.
 
-    A clip depends on its own seed and label alone, to the bit, whatever else is asked for with
-    it; on another kind of machine a pixel may be off by one.
+    A clip depends on its own latent and condition alone, to the bit, whatever else is asked for
+    with it; on another kind of machine a pixel may be off by one.
     """
     # Kernels round differently at different batch sizes, so there is only one size. A GPU fills
     # it up with repeats; on a CPU larger batches gain little or nothing.
     batch = 1 if device.type == "cpu" else 8
-    z_ND = torch.stack([latent(seed, latent_dim) for seed in seeds])
-    y_N = torch.tensor(labels)
     clips = []
-    for start in range(0, len(seeds), batch):
-        rows_B = torch.arange(start, start + batch) % len(seeds)
-        x_BCTHW = generator(z_ND[rows_B].to(device), y_N[rows_B].to(device))
-        clips.append(to_uint8(x_BCTHW)[: len(seeds) - start])
+    for start in range(0, len(z_ND), batch):
+        rows_B = torch.arange(start, start + batch) % len(z_ND)
+        x_BCTHW = generator(z_ND[rows_B].to(device), y_N.rows(rows_B).to(device))
+        clips.append(to_uint8(x_BCTHW)[: len(z_ND) - start])
     return np.concatenate(clips)
 
 
@@ -45,3 +66,8 @@ def to_uint8(x_BCTHW: Tensor) -> npt.NDArray[np.uint8]:
     """Clips in [-1, 1] -> uint8 [B,T,H,W,C], 0 to 255."""
     levels = ((x_BCTHW + 1) * 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 4, 1).cpu().numpy())
+
+
+def to_float(frame_HWC: npt.NDArray[np.uint8]) -> Tensor:
+    """A frame, uint8 [H, W, 3], as networks see it: [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(frame_HWC.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import ray
 
-from raygen import cost, tracking
+from raygen import conditioning, cost, tracking
 from raygen.board import Status
 from raygen.config import Config, TrainConfig
 from raygen.data import store
@@ -52,6 +52,7 @@ def fit(
         )
     for note in uneven(config.train):
         on_note(note)
+    conditioning.check(config.conditions, catalogue)
     store.check_writable(config.storage)
     connect(config, on_note)
     # The manifest last: a run that has one has all.

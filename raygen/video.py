@@ -22,7 +22,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from raygen.errors import ConfigError
 
@@ -179,6 +179,17 @@ def contact_sheet(clips_NTHWC: Clips, labels: Sequence[str], columns: int = 8) -
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
+
+
+def read_image(path: str, size: int) -> npt.NDArray[np.uint8]:
+    """The square in the middle of a picture, uint8 [size, size, 3]. Raises ConfigError."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no picture that can be read"
+        raise ConfigError(f"cannot read {path}: {reason}", "image") from None
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BOX))
 
 
 def grid(clips_NTHWC: Clips) -> Clips:

@@ -20,6 +20,8 @@ from torch import Tensor, distributed
 
 from raygen.board import Ended
 from raygen.checkpoint import Resumption
+from raygen.conditioning import RowConditions
+from raygen.conditions import Condition
 from raygen.data import lineage, quarantine
 from raygen.data.receiver import Batch, Receiver
 from raygen.data.stream import Feed, plan_of, start_dealer
@@ -102,6 +104,8 @@ class _Worker:
         dealer = self._dealer(nodes) if self.rank == 0 else None
         self.stream = Receiver(self._gather(dealer)[0], self.rank, self.config.data.prefetch)
         classes = job.catalogue.classes
+        conditions, size = self.config.conditions, self.config.data.size
+        self.conditions = RowConditions(job.catalogue, conditions, size)
         self.pair = Pair(
             self.config,
             len(classes),
@@ -138,7 +142,14 @@ class _Worker:
             for note in self.pair.notes:
                 self._note(note)
             self.reporter = Reporter(
-                self.config, classes, job.board, self.meter, self.step, self._standing(), nodes
+                self.config,
+                classes,
+                self.conditions,
+                job.board,
+                self.meter,
+                self.step,
+                self._standing(),
+                nodes,
             )
 
     def run(self) -> None:
@@ -155,10 +166,7 @@ class _Worker:
             if batches is None or verdict.ended:
                 break
             draws = Draws.at(self.config, self.step, rows)
-            reals = [
-                (_to_float(batch.clips.to(self.pair.device, non_blocking=True)), batch.labels)
-                for batch in batches
-            ]
+            reals = [self._shown(batch) for batch in batches]
             losses = self.pair.step(reals, draws, step=self.step, progress=verdict.fraction)
             self.step += 1
             self.cursor = batches[-1].cursor
@@ -174,6 +182,11 @@ class _Worker:
             self.pace.stepped(now - began)
             began = now
         self._end(verdict.ended or "steps")
+
+    def _shown(self, batch: Batch) -> tuple[Tensor, Condition]:
+        """The clips, and all that is known of them."""
+        x_BCTHW = _to_float(batch.clips.to(self.pair.device, non_blocking=True))
+        return x_BCTHW, self.conditions(batch.rows.tolist(), x_BCTHW)
 
     def _dealer(self, nodes: list[str]) -> Any:
         config, catalogue = self.config, self.job.catalogue

@@ -3,7 +3,7 @@
     serve run serve.app:app export=exports/tiny
     curl -o wave.mp4 'http://127.0.0.1:8000/v1/clips?class=wave&seed=7'
 
-    GET /v1/clips    one clip: ?class= &seed= &format=mp4|webp|gif|png|npy &scale=
+    GET /v1/clips    one clip: ?class= &text= &seed= &format=mp4|webp|gif|png|npy &scale=
     GET /v1/models   what is served
     GET /healthz     whether it answers
     GET /docs        OpenAPI
@@ -60,6 +60,7 @@ class Model(BaseModel):
     name: str
     digest: str = Field(description="first digits of the weights' SHA-256")
     classes: list[str]
+    conditions: list[str] = Field(description="what a clip can be asked for by")
     frames: int = Field(description="frames of a clip")
     size: int = Field(description="height and width, pixels")
     fps: float = Field(description="frames per second")
@@ -80,8 +81,10 @@ def _problem(status: HTTPStatus, detail: str) -> JSONResponse:
     return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
 
 
-async def _unknown_class(request: Request, error: ConfigError) -> JSONResponse:
-    return _problem(HTTPStatus.NOT_FOUND, str(error))
+async def _not_served(request: Request, error: ConfigError) -> JSONResponse:
+    unknown = error.key == "class"
+    status = HTTPStatus.NOT_FOUND if unknown else HTTPStatus.UNPROCESSABLE_ENTITY
+    return _problem(status, str(error))
 
 
 async def _bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -97,10 +100,10 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 api = FastAPI(
     title="raygen",
     version=__version__,
-    description="Clips from a trained generator. The same class and seed give the same clip.",
+    description="Clips from a trained generator. The same conditions and seed give the same clip.",
     # Here and not by decorators below: Serve keeps the app as it is where the class is decorated.
     exception_handlers={
-        ConfigError: _unknown_class,
+        ConfigError: _not_served,
         RequestValidationError: _bad_parameter,
         HTTPException: _http_error,
     },
@@ -133,7 +136,11 @@ class Clips:
     async def clip(
         self,
         class_name: Annotated[
-            str | None, Query(alias="class", description="class; left out: a random one")
+            str | None,
+            Query(alias="class", description="class; left out, and no text: a random one"),
+        ] = None,
+        text: Annotated[
+            str | None, Query(max_length=1000, description="what it shows, for a model of text")
         ] = None,
         seed: Annotated[
             int | None, Query(ge=0, lt=2**63, description="seed; left out: a random one")
@@ -146,17 +153,21 @@ class Clips:
     ) -> Response:
         """Generate one clip. What was drawn is in the X-Raygen headers."""
         generator = self.source.generator
-        fixed = class_name is not None and seed is not None
-        if class_name is None:
+        kinds = generator.conditions.kinds
+        if text and "text" not in kinds:
+            raise generator.conditioner.refuse("text")
+        drawn = class_name is None and not text and "class" in kinds
+        fixed = not drawn and seed is not None
+        if drawn:
             class_name = random.choice(generator.classes)
         if seed is None:
             seed = random.randrange(SEEDS)
-        label = generator.class_id(class_name)
-        what = f"{__version__} {generator.digest} {label} {seed} {format} {scale}"
+        label = None if class_name is None else generator.class_id(class_name)
+        what = f"{__version__} {generator.digest} {label} {text!r} {seed} {format} {scale}"
         etag = f'"{hashlib.sha256(what.encode()).hexdigest()[:20]}"'
         headers = {
             "X-Raygen-Model": generator.digest,
-            "X-Raygen-Class": quote(class_name),  # headers are Latin-1
+            "X-Raygen-Class": quote(class_name or ""),  # headers are Latin-1
             "X-Raygen-Seed": str(seed),
             # Another model may answer at this URL tomorrow: keep, but ask each time.
             "Cache-Control": "no-cache" if fixed else "no-store",
@@ -164,7 +175,7 @@ class Clips:
         }
         if if_none_match is not None and etag in if_none_match:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-        data, batch = await self.source.clip(seed, label, format, scale)
+        data, batch = await self.source.clip(seed, label, text, format, scale)
         headers["X-Raygen-Batch"] = str(batch)
         headers["Content-Disposition"] = f'inline; filename="{generator.digest}-{seed}.{format}"'
         return Response(data, media_type=video.MEDIA_TYPES[format], headers=headers)
@@ -178,6 +189,7 @@ class Clips:
                 name=generator.name,
                 digest=generator.digest,
                 classes=generator.classes,
+                conditions=list(generator.conditions.kinds),
                 frames=generator.data.frames,
                 size=generator.data.size,
                 fps=generator.fps,

@@ -82,20 +82,24 @@ class ClipSource:
         self._draw = Batcher(self._generate, MAX_BATCH)
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
-    async def clip(self, seed: int, label: int, format: str, scale: int) -> tuple[bytes, int]:
+    async def clip(
+        self, seed: int, label: int | None, text: str | None, format: str, scale: int
+    ) -> tuple[bytes, int]:
         """One encoded clip, and the size of the batch that it was drawn in."""
-        drawn = await self._draw((seed, label))
+        drawn = await self._draw((seed, label, text))
+        said = ([] if label is None else [self.generator.classes[label]]) + ([text] if text else [])
         data = await asyncio.get_running_loop().run_in_executor(
             self._encoders,
             video.encode,
             drawn.clip_THWC[None],
             format,
             self.generator.fps,
-            [self.generator.classes[label]],
+            [", ".join(said)],
             scale,
         )
         return data, drawn.batch
 
-    def _generate(self, requests: Sequence[tuple[int, int]]) -> list[Drawn]:
-        seeds, labels = zip(*requests, strict=True)
-        return [Drawn(clip, len(requests)) for clip in self.generator.generate(seeds, labels)]
+    def _generate(self, requests: Sequence[tuple[int, int | None, str | None]]) -> list[Drawn]:
+        seeds, labels, texts = zip(*requests, strict=True)
+        clips = self.generator.generate(seeds, labels, text=texts)
+        return [Drawn(clip, len(requests)) for clip in clips]

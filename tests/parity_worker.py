@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, distributed
 
 from raygen import packing
+from raygen.conditioning import Conditioner
+from raygen.conditions import Condition
 from raygen.config import Config
 from raygen.draws import Draws
 from raygen.ema import ParameterEma
@@ -77,17 +79,38 @@ class Case:
         return Config.load("tiny", [*(f"{k}={v}" for k, v in BASE.items()), *self.overrides])
 
 
-def batches(config: Config, step: int, rows: slice) -> list[tuple[Tensor, Tensor]]:
-    """The `rows` of a step's global batches of noise clips, the same in every process."""
-    made = []
+def batches(config: Config, step: int, rows: slice) -> list[tuple[Tensor, Any]]:
+    """The `rows` of a step's global batches of noise clips, the same in every process.
+
+    With class ids, or with conditions where the config knows other kinds.
+    """
+    made: list[tuple[Tensor, Any]] = []
     data, count = config.data, config.train.batch_size
     for number in range(config.loss.critic_steps):
         rng = torch.Generator().manual_seed(100 + step + 1000 * number)
         shape = (count, 3, data.frames, data.size, data.size)
         x_BCTHW = torch.rand(shape, generator=rng) * 2 - 1
         y_B = torch.randint(CLASSES, (count,), generator=rng)
-        made.append((x_BCTHW[rows].to(DEVICE), y_B[rows].to(DEVICE)))
+        if config.conditions.kinds == ("class",):
+            made.append((x_BCTHW[rows].to(DEVICE), y_B[rows].to(DEVICE)))
+        else:
+            given_B = every_kind(config, x_BCTHW, y_B, rng)
+            made.append((x_BCTHW[rows].to(DEVICE), given_B.rows(rows).to(DEVICE)))
     return made
+
+
+def every_kind(config: Config, x_BCTHW: Tensor, y_B: Tensor, rng: torch.Generator) -> Condition:
+    """Texts of one to three words, some of none, first frames and vectors beside the classes."""
+    count, words = len(y_B), ["red", "circle", "up"]
+    make = Conditioner(config.conditions, config.data.size)
+    lengths = torch.randint(4, (count,), generator=rng).tolist()
+    vectors = torch.randn(count, config.conditions.vector_dim, generator=rng).tolist()
+    return make(
+        y_B.tolist(),
+        texts=[" ".join(words[:length]) for length in lengths],
+        frames=list(x_BCTHW[:, :, 0]),
+        vectors=vectors,
+    )
 
 
 def train_pair(case: Case) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygen import augment, temporal
+from raygen.conditions import Condition
 from raygen.config import Config
 from raygen.draws import CriticDraws, Draws, noise_like
 from raygen.models import build_critic, build_generator
+
+Batch = tuple[Tensor, Tensor | Condition]
 
 
 class PlainPair:
@@ -21,8 +24,9 @@ class PlainPair:
     def __init__(self, config: Config, classes: int, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        self.generator = build_generator(config.model, config.data, classes).to(device)
-        self.critic = build_critic(config.model, config.data, classes).to(device)
+        shape = (config.model, config.data, classes, config.conditions)
+        self.generator = build_generator(*shape).to(device)
+        self.critic = build_critic(*shape).to(device)
         self.optim_g, self.optim_d = (
             torch.optim.Adam(net.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2))
             for net, adam in (
@@ -35,9 +39,7 @@ class PlainPair:
         self.means: dict[str, Tensor] = {}
         self.steps = 0
 
-    def step(
-        self, batches: Sequence[tuple[Tensor, Tensor]], draws: Draws, *, step: int, progress: float
-    ) -> None:
+    def step(self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float) -> None:
         """Steps of the critic, one of the generator, one of the average."""
         config, critic, generator = self.config, self.critic, self.generator
         optim = config.optim
@@ -63,11 +65,13 @@ class PlainPair:
         for number, ((x, y), drawn) in enumerate(zip(batches, draws.critic, strict=True)):
             due = (step * config.loss.critic_steps + number) % config.loss.penalty_every == 0
             self.optim_d.zero_grad()
-            self._critic_loss(x, y, drawn, gamma if due else 0, measured).backward()  # type: ignore[no-untyped-call]
+            given = without(y, drawn.dropped_BK)
+            self._critic_loss(x, given, drawn, gamma if due else 0, measured).backward()  # type: ignore[no-untyped-call]
             self._clip(critic)
             self.optim_d.step()
 
-        fake = generator(draws.generator.z_BD.to(self.device), y)
+        z, y = draws.generator.z_BD.to(self.device), without(y, draws.generator.dropped_BK)
+        fake = generator(z, y)
         play, fake_features = self._looked_at(fake, y, draws)
         rival, real_features = self._looked_at(x, y, draws)
         loss = F.softplus(rival - play).mean()
@@ -106,7 +110,9 @@ class PlainPair:
                     tensor - self.average[name]
                 )
 
-    def _looked_at(self, clips: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _looked_at(
+        self, clips: Tensor, y: Tensor | Condition, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
         """Logits, and what the critic's head reads, averaged over positions."""
         layers: torch.nn.Module = self.critic.layers  # type: ignore[assignment]
         head: torch.nn.Module = self.critic.head  # type: ignore[assignment]
@@ -128,7 +134,7 @@ class PlainPair:
     def _critic_loss(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | Condition,
         drawn: CriticDraws,
         gamma: float,
         measured: dict[str, list[Tensor]],
@@ -150,7 +156,7 @@ class PlainPair:
         if config.model.kind == "conv3d":
             logits = [critic(clip, y) for clip in clips]
         else:
-            logits = list(critic(torch.cat(clips), torch.cat([y] * len(clips))).chunk(len(clips)))
+            logits = list(critic(torch.cat(clips), y.repeat(len(clips))).chunk(len(clips)))
         loss = F.softplus(logits[1] - logits[0]).mean()
         if config.loss.kind == "bce":
             loss = (F.softplus(-logits[0]) + F.softplus(logits[1])).mean()
@@ -183,3 +189,8 @@ class PlainPair:
                 (gradient,) = torch.autograd.grad(critic(leaf, y).sum(), leaf, create_graph=True)
                 loss = loss + share * weight * gradient.flatten(1).norm(dim=1).square().mean()
         return loss
+
+
+def without(y: Tensor | Condition, dropped: Tensor | None) -> Tensor | Condition:
+    """Conditions less what is left out of them."""
+    return y if dropped is None else Condition.of(y).without(dropped)

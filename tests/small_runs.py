@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save
@@ -22,7 +24,13 @@ SMALL: dict[str, object] = {
 """Overrides of `tiny` that train in no time."""
 
 
-def make_run(storage: str, kind: str = "strided", name: str = "small", seed: int = 0) -> Run:
+def make_run(
+    storage: str,
+    kind: str = "strided",
+    name: str = "small",
+    seed: int = 0,
+    conditions: Mapping[str, object] = MappingProxyType({}),
+) -> Run:
     """A run with one checkpoint at step 20: 8 frames of 16x16, at 12.5 frames per second."""
     config = Config.parse(
         {
@@ -30,11 +38,12 @@ def make_run(storage: str, kind: str = "strided", name: str = "small", seed: int
             "storage": storage,
             "data": {"uri": "s3://clips/small", "frames": 8, "size": 16, "fps": 12.5},
             "model": {"kind": kind, "latent_dim": 8, "class_dim": 4, "generator_width": 8},
+            "conditions": dict(conditions),
         }
     )
     run = Run.create(config, CLASSES, {"uri": "s3://clips/small", "digest": "0f" * 8, "clips": 60})
     torch.manual_seed(seed)
-    generator = build_generator(config.model, config.data, len(CLASSES))
+    generator = build_generator(config.model, config.data, len(CLASSES), config.conditions)
     state: dict[str, object] = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
     state["config"] = config.dump()
     folder = run.path(checkpoint_name(20))

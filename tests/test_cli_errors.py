@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import pytest
 
+from raygen.export import export_run
 from tests.conftest import user_environment
 from tests.small_runs import make_run
 
@@ -165,3 +166,14 @@ def test_generating_what_the_model_does_not_know(tmp_path: Path) -> None:
     assert not out.exists()
     assert raygen("generate", export, "--class", "wave", "-o", str(out)).returncode == 0
     assert out.stat().st_size > 500
+
+
+def test_a_text_for_a_model_of_classes(tmp_path: Path) -> None:
+    export_run(make_run(str(tmp_path / "runs")), str(tmp_path / "out"))
+    asked = ["generate", str(tmp_path / "out"), "--text", "a red circle", "-o", "out.mp4"]
+    refused(raygen(*asked), 2, "takes no text; it was trained with class")
+
+
+def test_training_from_texts_that_are_not_there(shapes: Path, tmp_path: Path) -> None:
+    overrides = [f"data.uri={shapes}", f"storage={tmp_path}", "conditions.kinds=[class,text]"]
+    refused(raygen("train", "tiny", *overrides), 1, "no clip has a caption; scan with captions")

@@ -135,6 +135,7 @@ def test_synthesize_writes_clips_that_decode_and_their_truth(tmp_path: Path) -> 
         path = Path(row["uri"])
         assert path.parent == tmp_path / row["class"]
         assert row["class"] == f"{row['colour']}-{row['shape']}-{row['motion']}"
+        assert row["caption"].startswith(f"a {row['colour']} {row['shape']} ")
         data = path.read_bytes()
         assert probe(data).width == SIZE
         clip_THWC = decode(data, start=0.0, frames=FRAMES, fps=16.0, size=SIZE)
@@ -159,6 +160,13 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_clips_of_a_class_differ() -> None:
     first, second = (rendered("circle", "red", "right", seed) for seed in (0, 1))
     assert np.abs(first.astype(int) - second).mean() > 5
+
+
+def test_captions_say_what_is_shown() -> None:
+    assert synthetic.caption("red-circle-right") == "a red circle moves right"
+    assert synthetic.caption("blue-square-spin") == "a blue square spins"
+    captions = {synthetic.caption(name) for name in synthetic.class_names(68)}
+    assert len(captions) == 68
 
 
 def test_an_unknown_class_is_named() -> None:

@@ -18,8 +18,10 @@ CONFIG = Config.load(
         "augment.translate": 0.2,
         "augment.cutout": 0.3,
         "augment.saturation": 0.1,
+        "conditions.kinds": ["class", "text"],
     },
 )
+DROPPING = Config.parse(CONFIG.dump(), {"conditions.drop": 0.3})
 
 
 def tensors(draws: Draws) -> list[Tensor]:
@@ -37,7 +39,7 @@ def test_shares_make_up_the_global_batch(shares: int) -> None:
     length = 6 // shares
     split = [Draws.at(CONFIG, 7, slice(n * length, (n + 1) * length)) for n in range(shares)]
     whole = tensors(Draws.at(CONFIG, 7, slice(0, 6)))
-    assert len(whole) == 2 * (1 + 4 + 4 + 1) + (1 + 4)
+    assert len(whole) == 2 * (1 + 4 + 4 + 1 + 1) + (1 + 4 + 1)
     for expected, *pieces in zip(whole, *map(tensors, split), strict=True):
         assert torch.equal(torch.cat(pieces), expected)
 
@@ -50,6 +52,24 @@ def test_no_two_draws_are_the_same() -> None:
     seeds = Draws.at(CONFIG, 0, slice(0, 6)).critic[0].noise_B2
     assert len({row.tobytes() for z_BD in latents for row in z_BD.numpy()}) == 9 * 6
     assert len(set(seeds.flatten().tolist())) == 12
+
+
+def test_each_kind_of_condition_is_dropped_by_itself_and_as_often_as_asked() -> None:
+    dropped = [
+        part.dropped_BK
+        for step in range(400)
+        for part in Draws.at(DROPPING, step, slice(0, 6)).critic
+    ]
+    flags_NK = torch.cat([part for part in dropped if part is not None]).float()
+    assert len(flags_NK) == 2 * 400 * 6
+    torch.testing.assert_close(flags_NK.mean(0), torch.full((4,), 0.3), atol=0.03, rtol=0)
+    correlation_KK = torch.corrcoef(flags_NK.T)
+    assert (correlation_KK - torch.eye(4)).abs().max() < 0.06
+
+
+def test_nothing_is_dropped_of_classes_alone() -> None:
+    draws = Draws.at(Config.load("tiny"), 0, slice(0, 6))
+    assert draws.generator.dropped_BK is None
 
 
 def test_noise_is_each_clips_own_and_standard_normal() -> None:

@@ -160,6 +160,14 @@ VARIANTS = {
         *("loss.critic_steps=2", "loss.penalty_every=3"),
         *("train.zero_stage=3", "train.micro_batch=2"),
     ),
+    **{
+        f"every kind of condition, dropped at random, {stage}": (
+            *("conditions.kinds=[class,text,image,vector]", "conditions.drop=0.4"),
+            *("conditions.vector_dim=3", "conditions.text_length=4"),
+            *(f"train.zero_stage={stage}", "train.micro_batch=2"),
+        )
+        for stage in (1, 3)
+    },
     "channels last": ("train.zero_stage=1", "train.channels_last=true"),
     **{
         f"clipped, {stage}": ("optim.clip_norm=0.5", f"train.zero_stage={stage}")

@@ -119,6 +119,7 @@ def test_picture_formats(client: httpx.Client, format: str, media_type: str) -> 
     [
         ({"class": "wav"}, 404, "did you mean wave?"),
         ({"class": "wav"}, 404, "bend, jump, wave"),
+        ({"text": "a red circle"}, 422, "takes no text; it was trained with class"),
         ({"seed": "-1"}, 422, "seed: Input should be greater than or equal to 0"),
         ({"format": "avi"}, 422, "'mp4', 'webp', 'gif', 'png' or 'npy'"),
         ({"scale": "9"}, 422, "scale"),
@@ -142,14 +143,14 @@ def test_an_unknown_path_is_a_problem_document(client: httpx.Client) -> None:
 
 def test_models_health_and_openapi(client: httpx.Client) -> None:
     (model,) = client.get("/v1/models").json()
-    assert model["classes"] == CLASSES
+    assert (model["classes"], model["conditions"]) == (CLASSES, ["class"])
     assert (model["frames"], model["size"], model["fps"]) == (8, 16, 12.5)
     assert model["metrics"] is None
     assert client.get("/healthz").json() == {"status": "ok"}
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/v1/clips", "/v1/models", "/healthz"}
     names = [parameter["name"] for parameter in paths["/v1/clips"]["get"]["parameters"]]
-    assert names == ["class", "seed", "format", "scale", "if-none-match"]
+    assert names == ["class", "text", "seed", "format", "scale", "if-none-match"]
     assert client.get("/docs").status_code == 200
 
 

@@ -43,11 +43,14 @@ SCHEMA = pa.schema(
         ("codec", pa.string()),  # null: never looked at; "": looked at, and refused
         ("weight", pa.float32()),
         ("cuts", pa.list_(pa.float32())),  # seconds at which another shot begins
+        ("vector", pa.list_(pa.float32())),  # the user's own condition; null: none
         ("status", pa.string()),  # "ok" or "refused"
         ("reason", pa.string()),  # why it was refused, completing "VIDEO ..."
     ]
 )
 
+# Catalogues of before had none.
+_OPTIONAL = "vector"
 # Of reasons that name another video, what a count of reasons keeps.
 _GENERAL = r"^(is a near duplicate) of .*$"
 _DIGESTED = 1 << 16  # rows at a time
@@ -65,7 +68,11 @@ class Catalogue:
         data = store.read_bytes(uri)
         try:
             file = open_parquet(io.BytesIO(data), uri)
-            return cls(file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA))
+            table = file.read(columns=SCHEMA.names)
+            if _OPTIONAL not in table.column_names:
+                none = pa.nulls(len(table), SCHEMA.field(_OPTIONAL).type)
+                table = table.append_column(SCHEMA.field(_OPTIONAL), none)
+            return cls(table.select(SCHEMA.names).cast(SCHEMA))
         except (pa.ArrowException, OSError):
             raise DataError(
                 f"{uri} is broken; make it again with `raygen data scan`", uri
@@ -104,6 +111,16 @@ class Catalogue:
         """How often each row is to be drawn in relation to the others, where sampling asks it."""
         return np.asarray(self.table["weight"].to_numpy(), np.float32)
 
+    def captions(self, rows: ArrayLike) -> list[str]:
+        """What is said of these rows; "" where nothing is."""
+        captions: list[str] = self._at(rows, "caption").fill_null("").to_pylist()
+        return captions
+
+    def vectors(self, rows: ArrayLike) -> list[list[float] | None]:
+        """The user's own vector of each of these rows."""
+        vectors: list[list[float] | None] = self._at(rows, "vector").to_pylist()
+        return vectors
+
     def names(self) -> pa.ChunkedArray:
         """What each row is called: its URI, with `#OFFSET` where it lies within a shard."""
         part = pc.binary_join_element_wise(
@@ -138,6 +155,9 @@ class Catalogue:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def _at(self, rows: ArrayLike, column: str) -> Any:
+        return self.table[column].take(pa.array(np.asarray(rows, np.int64)))
+
     def _flags(self, column: Any) -> NDArray[np.bool_]:
         return np.asarray(column.to_numpy(), np.bool_)
 
@@ -167,7 +187,8 @@ def open_parquet(place: Any, uri: str) -> pq.ParquetFile:
         raise DataError(
             f"{uri} is not a catalogue; make one with `raygen data scan`", uri
         ) from None
-    if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
+    needed = [name for name in SCHEMA.names if name != _OPTIONAL]
+    if missing := [name for name in needed if name not in file.schema_arrow.names]:
         raise DataError(
             f"{uri} is not a catalogue of this version (no column {missing[0]}); make it again "
             "with `raygen data scan`",

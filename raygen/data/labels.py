@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
@@ -43,6 +44,7 @@ class Labels:
     caption: str = ""
     split: str = ""
     weight: float = 1.0
+    vector: list[float] | None = None
 
 
 class LabelSource(Protocol):
@@ -166,15 +168,16 @@ def _manifest(uri: str, root: str) -> Iterator[tuple[str, Labels]]:
         has = ", ".join(table.column_names)
         raise DataError(f"{uri} needs a column uri or path; it has {has}", uri)
     root = root.rstrip("/") + "/"
-    for path, label, caption, split, weight in zip(
+    for path, label, caption, split, weight, vector in zip(
         _texts(table, key),
-        _texts(table, "label"),
+        _texts(table, "label" if "label" in table.column_names else "class"),
         _texts(table, "caption"),
         _texts(table, "split"),
         _weights(table, uri),
+        _vectors(table, uri),
         strict=True,
     ):
-        yield path.removeprefix(root), Labels(label or UNLABELLED, caption, split, weight)
+        yield path.removeprefix(root), Labels(label or UNLABELLED, caption, split, weight, vector)
 
 
 def _texts(table: pa.Table, name: str) -> list[str]:
@@ -195,6 +198,21 @@ def _weights(table: pa.Table, uri: str) -> list[float]:
         raise DataError(f"{uri}: the column weight holds what is not 0 or more", uri)
     weights: list[float] = column.to_pylist()
     return weights
+
+
+def _vectors(table: pa.Table, uri: str) -> list[list[float] | None]:
+    if "vector" not in table.column_names:
+        return [None] * len(table)
+    try:
+        column = table["vector"].cast(pa.list_(pa.float32()))
+    except pa.ArrowException:
+        raise DataError(
+            f"{uri}: the column vector must hold lists of numbers, as .jsonl and .parquet can", uri
+        ) from None
+    vectors: list[list[float] | None] = column.to_pylist()
+    if any(vector is not None and not np.isfinite(vector).all() for vector in vectors):
+        raise DataError(f"{uri}: the column vector holds what is no finite number", uri)
+    return vectors
 
 
 def _youtube8m(place: str) -> Iterator[tuple[str, Labels]]:

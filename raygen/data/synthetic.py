@@ -4,7 +4,8 @@
 
 A class is a colour, a shape and a motion: `red-circle-right`. The clips of a class differ in
 place, size, speed, shade and background. The truth of every frame goes beside them, into
-`truth.jsonl`. Names carry shapes: T frames, H height, W width.
+`truth.jsonl`, which is a manifest with captions as well (`--labels manifest:.../truth.jsonl`).
+Names carry shapes: T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -65,6 +66,13 @@ def class_names(count: int) -> list[str]:
         left = [name for name in _CLASSES if name not in chosen]
         chosen.append(max(left, key=lambda name: _novelty(name, chosen)))
     return chosen
+
+
+def caption(name: str) -> str:
+    """What a class shows, in words: "a red circle moves right", "a blue square spins"."""
+    colour, shape, motion = name.split("-")
+    doing = f"moves {motion}" if motion in _DIRECTIONS else f"{motion}s"
+    return f"a {colour} {shape} {doing}"
 
 
 def path(motion: str, frames: int, rng: np.random.Generator) -> Path:
@@ -131,7 +139,8 @@ def synthesize(
         clip_uri = store.join(uri, name, f"{name}-{number:04d}.mp4")
         store.write_bytes(clip_uri, video.encode_mp4(clip_THWC, fps))
         labels = {"uri": clip_uri, "class": name, "colour": colour, "shape": shape}
-        truth.append(json.dumps({**labels, "motion": motion, "fps": fps, **_truth(way)}))
+        labels |= {"motion": motion, "caption": caption(name)}
+        truth.append(json.dumps({**labels, "fps": fps, **_truth(way)}))
     store.write_bytes(store.join(uri, "truth.jsonl"), ("\n".join(truth) + "\n").encode())
     return len(truth)
 

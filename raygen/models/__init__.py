@@ -1,33 +1,40 @@
 """Model families by `model.kind`: pure torch, no Ray, no DeepSpeed.
 
-    generator = build_generator(config.model, config.data, classes=4)
+    generator = build_generator(config.model, config.data, 4, config.conditions)
     x_BCTHW = generator(z_BD, y_B)        # [-1, 1]
-    logit_B = build_critic(config.model, config.data, classes=4)(x_BCTHW, y_B)
+    logit_B = build_critic(config.model, config.data, 4, config.conditions)(x_BCTHW, y_B)
 
-Both draw their initial weights from torch's global generator: seed it first.
+y_B is a raygen.conditions.Condition, or int64 class ids where a class is all that is given. Both
+draw their initial weights from torch's global generator: seed it first.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from raygen.config import DataConfig, ModelConfig, UpsamplingConfig
+from raygen.config import ConditionsConfig, DataConfig, ModelConfig, UpsamplingConfig
 from raygen.models.critics import StridedCritic
 from raygen.models.generators import TransposedGenerator, UpsamplingGenerator
 
 __all__ = ["build_critic", "build_generator", "parameter_count", "recompute_activations"]
 
+CLASSES_ALONE = ConditionsConfig()
 
-def build_generator(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
-    """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`, y_B int64 class ids."""
+
+def build_generator(
+    model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig = CLASSES_ALONE
+) -> nn.Module:
+    """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`."""
     if isinstance(model, UpsamplingConfig):
-        return UpsamplingGenerator(model, data, classes)
-    return TransposedGenerator(model, data, classes)
+        return UpsamplingGenerator(model, data, classes, conditions)
+    return TransposedGenerator(model, data, classes, conditions)
 
 
-def build_critic(model: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
+def build_critic(
+    model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig = CLASSES_ALONE
+) -> nn.Module:
     """`forward(x_BCTHW, y_B) -> logit_B`; supports double backward, for R1 and R2."""
-    return StridedCritic(model, data, classes)
+    return StridedCritic(model, data, classes, conditions)
 
 
 def recompute_activations(network: nn.Module) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raygen.conditions import Condition, ConditionEmbedding
+from raygen.config import ConditionsConfig
+
 Size3 = tuple[int, int, int]
 
 
@@ -131,18 +134,21 @@ class UpsamplingBlock(nn.Module):
 
 
 class Projection(nn.Module):
-    """A critic's head: logit = v . h + e(y) . h (Miyato & Koyama 2018, arXiv 1802.05637)."""
+    """A critic's head: logit = v . h + e(y) . h (Miyato & Koyama 2018, arXiv 1802.05637).
 
-    def __init__(self, features: int, dim: int, classes: int) -> None:
+    A first frame is no part of e: real and generated clips alike begin with it.
+    """
+
+    def __init__(self, features: int, dim: int, classes: int, conditions: ConditionsConfig) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, dim)
         # No bias: it cancels in a relativistic loss, where Adam would make full steps of rounding.
         self.unconditional = nn.Linear(dim, 1, bias=False)
-        self.embedding = nn.Embedding(classes, dim)
-        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.embedding = ConditionEmbedding(classes, dim, conditions)
+        self.embedding.reset(dim**-0.5)
 
-    def forward(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
-        """[B, C, T, H, W] with C*T*H*W = `features`, and class ids -> logits [B]."""
+    def forward(self, x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
+        """[B, C, T, H, W] with C*T*H*W = `features`, and conditions -> logits [B]."""
         h_BD: Tensor = F.leaky_relu(self.hidden(x_BCTHW.flatten(1)), 0.2)
         projected_B: Tensor = (h_BD * self.embedding(y_B)).sum(1)
         return torch.squeeze(self.unconditional(h_BD), 1) + projected_B

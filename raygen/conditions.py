@@ -1,0 +1,260 @@
+"""What a clip is to show: conditions of any kind, in any mixture, and their one embedding.
+
+    y_B = Condition.of(torch.tensor([2, 0]))              # classes alone
+    e_BE = ConditionEmbedding(classes, 64, config.conditions, size=32)(y_B)
+
+Pure torch. A kind that is not given, or dropped in training, is replaced by what is learned for
+its absence, so that one network serves every mixture; the kinds' embeddings add up. Names carry
+shapes: B clips, K kinds (as in KINDS), L words, V and E dimensions, C channels, T frames, H
+height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raygen.config import KINDS, ConditionsConfig
+
+CLASS, TEXT, IMAGE, VECTOR = range(len(KINDS))
+RGB = 3
+ROWS = 4096  # of each of the two tables that a word's vector is made from
+_WORD = re.compile(r"\w+|[^\w\s]")
+_WIDTH = 64  # of the token encoder
+_HEADS = 4
+_LAYERS = 2
+_FRAME_WIDTH = 16  # channels of the frame encoder's first layer
+
+
+class Condition(NamedTuple):
+    """What each of B clips is to show.
+
+    given_BK: bool, which kinds it is given. labels_B: int64 class ids. text: token ids [B, L] of
+    `tokens`, or a frozen encoder's vectors [B, V]. frame_BCHW: the first frame, in [-1, 1].
+    vector_BV: the user's own. What is not given holds anything finite; a kind that the networks
+    do not know may be None. embedded_BE: the generator's embedding itself, in place of all kinds
+    but the frame that is kept, as interpolation makes it.
+    """
+
+    given_BK: Tensor
+    labels_B: Tensor
+    text: Tensor | None = None
+    frame_BCHW: Tensor | None = None
+    vector_BV: Tensor | None = None
+    embedded_BE: Tensor | None = None
+
+    @classmethod
+    def of(cls, y_B: Condition | Tensor) -> Condition:
+        """A condition as it is; int64 class ids as conditions of nothing but a class."""
+        if isinstance(y_B, Condition):
+            return y_B
+        given_BK = torch.zeros(len(y_B), len(KINDS), dtype=torch.bool, device=y_B.device)
+        given_BK[:, CLASS] = True
+        return cls(given_BK, y_B)
+
+    def rows(self, rows: slice | Tensor) -> Condition:
+        """Those of some of the clips."""
+        return self._map(lambda part: part[rows])
+
+    def repeat(self, times: int) -> Condition:
+        """All of them, `times` times over."""
+        return self._map(lambda part: part.repeat(times, *(1 for _ in part.shape[1:])))
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Condition:
+        """On another device; `dtype` is that of what is floating point."""
+        return self._map(
+            lambda part: part.to(device, dtype if part.is_floating_point() else part.dtype)
+        )
+
+    def without(self, dropped_BK: Tensor) -> Condition:
+        """The kinds marked in bool `dropped_BK` are given no longer."""
+        return self._replace(given_BK=self.given_BK & ~dropped_BK.to(self.given_BK.device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        return Condition(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
+
+
+def tokens(text: str, length: int) -> list[int]:
+    """The first `length` words and signs of `text`, any case, as ids; padded with 0.
+
+    Ids are hashes of 24 bits: no vocabulary to build, to ship or to fall out of.
+    """
+    words = _WORD.findall(text.casefold())[:length]
+    ids = [1 + zlib.crc32(word.encode()) % ROWS**2 for word in words]
+    return ids + [0] * (length - len(ids))
+
+
+def output_channels(config: ConditionsConfig) -> int:
+    """Channels that a generator's last layer makes: RGB, and the mask of `keep_frame`."""
+    return RGB + ("image" in config.kinds)
+
+
+def keep_frame(x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
+    """A generator's output in [-1, 1] -> clips [B, 3, T, H, W] that begin with the given frame.
+
+    With a fourth channel, m = (1 + x_4) / 2 says where the frame is replaced: x = m f +
+    (1 - m) frame. VGAN's two streams (arXiv 1609.02612, eq. 2) with the still background given
+    and not generated. m is 0 at t = 0, so that the frame is kept to the bit, and 1 throughout
+    where there is no frame. With three channels: the output itself.
+    """
+    if x_BCTHW.shape[1] == RGB:
+        return x_BCTHW
+    y = Condition.of(y_B)
+    clip_BCTHW, mask_B1THW = x_BCTHW[:, :RGB], (1 + x_BCTHW[:, RGB:]) / 2
+    if y.frame_BCHW is None:
+        return clip_BCTHW
+    frame_BC1HW = y.frame_BCHW[:, :, None].to(clip_BCTHW.dtype)
+    later_T11 = (torch.arange(x_BCTHW.shape[2], device=x_BCTHW.device) > 0)[:, None, None]
+    given_B1111 = y.given_BK[:, IMAGE, None, None, None, None]
+    mask_B1THW = torch.where(given_B1111, mask_B1THW * later_T11, 1.0)
+    return mask_B1THW * clip_BCTHW + (1 - mask_B1THW) * frame_BC1HW
+
+
+class ConditionEmbedding(nn.Module):
+    """`forward(y_B) -> e_BE`: the sum over `config.kinds` of what each says, or of its absence.
+
+    With classes alone and nothing dropped it is, and initialises as, `nn.Embedding(classes,
+    dim)`; `weight` are the classes' vectors. `size`: height and width of the first frame, pixels;
+    None leaves the frame out, as in a critic, which sees it in the clip itself.
+    """
+
+    def __init__(
+        self, classes: int, dim: int, config: ConditionsConfig, size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.kinds = [k for k in KINDS if k in config.kinds and not (k == "image" and size is None)]
+        if "class" in self.kinds:
+            self.weight = nn.Parameter(torch.empty(classes, dim))
+        if "text" in self.kinds:
+            learned = config.encoder == "tokens"
+            self.text = TokenEncoder(config, dim) if learned else _sentence_head(config, dim)
+        if "image" in self.kinds and size is not None:
+            self.image = FrameEncoder(size, dim)
+        if "vector" in self.kinds:
+            self.vector = _perceptron(config.vector_dim, dim)
+        self.absent_KE = None
+        if config.optional:
+            self.absent_KE = nn.Parameter(torch.zeros(len(self.kinds), dim))
+        self.reset(1.0)
+
+    def reset(self, std: float) -> None:
+        """Draws anew what decides how large the embeddings are: about `std` each dimension."""
+        for kind in self.kinds:
+            if kind == "class":
+                nn.init.normal_(self.weight, std=std)
+            else:
+                last: nn.Linear = getattr(self, kind)[-1]
+                nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
+                nn.init.zeros_(last.bias)
+
+    def forward(self, y_B: Condition | Tensor) -> Tensor:
+        """Conditions, or class ids (int64), of B clips -> [B, E]."""
+        y = Condition.of(y_B)
+        if y.embedded_BE is not None:
+            return y.embedded_BE
+        said = {"text": y.text, "image": y.frame_BCHW, "vector": y.vector_BV}
+        e_KBE: list[Tensor] = [
+            F.embedding(y.labels_B, self.weight)
+            if kind == "class"
+            else getattr(self, kind)(said[kind])
+            for kind in self.kinds
+        ]
+        if self.absent_KE is not None:
+            given_KB1 = [y.given_BK[:, KINDS.index(kind), None] for kind in self.kinds]
+            e_KBE = [
+                torch.where(given_B1, e_BE, absent_E)
+                for given_B1, e_BE, absent_E in zip(given_KB1, e_KBE, self.absent_KE, strict=True)
+            ]
+        return torch.stack(e_KBE).sum(0) if len(e_KBE) > 1 else e_KBE[0]
+
+
+class TokenEncoder(nn.Sequential):
+    """Token ids [B, L] -> [B, E]: word vectors through a small transformer, their mean, a layer.
+
+    Pre-norm (arXiv 2002.04745), blocks that begin as the identity (arXiv 2003.04887): at first a
+    bag of words, in which a combination never read is as near as its parts. Attention is written
+    out, for fused kernels have no double backward; padding is neither attended to nor averaged.
+    """
+
+    def __init__(self, config: ConditionsConfig, dim: int) -> None:
+        super().__init__(_Words(config.text_length), nn.Linear(_WIDTH, dim))
+
+
+class _Words(nn.Module):
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(2 * ROWS, _WIDTH)
+        self.places_LD = nn.Parameter(0.1 * torch.randn(length, _WIDTH))
+        self.blocks = nn.ModuleList(_Attention() for _ in range(_LAYERS))
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        real_BL = tokens_BL > 0
+        # Hash embeddings (arXiv 1709.03933): words that share one row seldom share the other.
+        hash_BL = (tokens_BL - 1).clamp(min=0)
+        word_BLD = self.words(hash_BL % ROWS) + self.words(ROWS + hash_BL // ROWS)
+        x_BLD = 0.5**0.5 * word_BLD + self.places_LD
+        for block in self.blocks:
+            x_BLD = block(x_BLD, real_BL)
+        real_BL1 = real_BL[:, :, None].to(x_BLD.dtype)
+        mean_BD = (x_BLD * real_BL1).sum(1) / real_BL1.sum(1).clamp(min=1)
+        return F.layer_norm(mean_BD, (_WIDTH,))
+
+
+class _Attention(nn.Module):
+    """Self-attention and a perceptron, each added to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # No bias: a key's cancels in the softmax, where Adam would make full steps of rounding.
+        self.query_key_value = nn.Linear(_WIDTH, 3 * _WIDTH, bias=False)
+        self.mix = nn.Linear(_WIDTH, _WIDTH, bias=False)
+        self.widen = nn.Linear(_WIDTH, 2 * _WIDTH)
+        self.narrow = nn.Linear(2 * _WIDTH, _WIDTH, bias=False)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.narrow.weight)
+
+    def forward(self, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
+        parts = self.query_key_value(F.layer_norm(x_BLD, (_WIDTH,))).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in parts)
+        score_BHLL = q @ k.transpose(2, 3) * (_WIDTH // _HEADS) ** -0.5
+        # Finite: a text of no words at all must not become NaN.
+        share_BHLL = score_BHLL.masked_fill(~real_BL[:, None, None], -1e4).softmax(-1)
+        x_BLD = x_BLD + self.mix((share_BHLL @ v).transpose(1, 2).flatten(2))
+        hidden = F.leaky_relu(self.widen(F.layer_norm(x_BLD, (_WIDTH,))), 0.2)
+        narrowed: Tensor = self.narrow(hidden)
+        return x_BLD + narrowed
+
+
+class FrameEncoder(nn.Sequential):
+    """Frames [B, 3, H, W] in [-1, 1] -> [B, E]: strided convolutions to 4 to 7 pixels, a layer."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        layers: list[nn.Module] = []
+        channels, width = RGB, _FRAME_WIDTH
+        while size % 2 == 0 and size >= 8:
+            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+            nn.init.kaiming_normal_(layers[-2].weight, a=0.2)  # type: ignore[arg-type]
+            channels, width, size = width, min(2 * width, 128), size // 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * size * size, dim))
+
+
+class _UnitSize(nn.Module):
+    """Vectors of length 1 -> of mean square 1."""
+
+    def forward(self, x_BV: Tensor) -> Tensor:
+        return x_BV * math.sqrt(x_BV.shape[1])
+
+
+def _perceptron(inputs: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, dim), nn.LeakyReLU(0.2), nn.Linear(dim, dim))
+
+
+def _sentence_head(config: ConditionsConfig, dim: int) -> nn.Sequential:
+    return nn.Sequential(_UnitSize(), *_perceptron(config.text_dim, dim))
