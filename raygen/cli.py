@@ -22,7 +22,8 @@ from rich.table import Table
 from raygen import config as configuration
 from raygen import data_cli
 from raygen.config import Config
-from raygen.errors import CheckpointError, RaygenError
+from raygen.data import store
+from raygen.errors import CheckpointError, ConfigError, RaygenError, StorageError
 
 if TYPE_CHECKING:
     from raygen.runs import Run
@@ -77,17 +78,59 @@ def train(preset: Preset, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(uri: RunUri, best: Best = False) -> None:
-    """Judge a run's generator against its real clips; writes evaluation.json into the run."""
-    from raygen.display import judgement
-    from raygen.evaluate import evaluate_run
-    from raygen.runs import Run
+def evaluate(
+    place: Annotated[str, typer.Argument(help="a run, or a folder of generated clips")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="of a folder: key=value of data and evaluate")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="real clips: folder, s3:// or catalogue.parquet; default: the run's")
+    ] = "",
+    html: Annotated[Path | None, typer.Option(help="one page with the clips playing")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="the figures")] = None,
+    best: Best = False,
+) -> None:
+    """Judge a run's generator, or a folder of generated clips, against real clips.
 
-    run = Run.open(uri)
+    Of a run it writes evaluation.json into the run, unless other clips are given.
+    """
+    from raygen import evaluate as evaluating
+    from raygen.display import control_table, judgement
+    from raygen.runs import EVALUATION, MANIFEST, Run
+
+    uri = store.absolute(place)
+    run = None
+    if store.exists(store.join(uri, MANIFEST)):
+        run = Run.open(uri)
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: a run is judged as its config says")
+    elif not against:
+        raise StorageError(
+            f"no run at {uri}: give STORAGE/NAME, as in runs/tiny, or --against real clips where "
+            "it is a folder of generated ones",
+            uri,
+        )
+    elif best:
+        raise ConfigError(f"--best is of runs, and {place} is none")
     with console.status("judging") as status:
-        evaluation = evaluate_run(run.at(_best(run)) if best else run, status.update)
-    console.print(judgement(evaluation))
-    console.print(f"next: raygen export {run.uri} -o exports/{run.config.name}", soft_wrap=True)
+        if run is not None:
+            judged = run.at(_best(run)) if best else run
+            findings = evaluating.judge_run(judged, status.update, against)
+            if not against:
+                run.write_json(EVALUATION, findings.evaluation.as_dict())
+        else:
+            findings = evaluating.judge_folder(uri, against, overrides or [], status.update)
+    console.print(judgement(findings.evaluation))
+    console.print(control_table(findings.evaluation))
+    if as_json is not None:
+        document = json.dumps(evaluating.scored(findings.evaluation), indent=2) + "\n"
+        store.write_bytes(str(as_json), document.encode())
+    if html is not None:
+        from raygen.page import page
+
+        store.write_bytes(str(html), page(findings).encode())
+    if run is not None:
+        console.print(f"next: raygen export {run.uri} -o exports/{run.config.name}", soft_wrap=True)
 
 
 @app.command()

@@ -358,6 +358,11 @@ class EvaluateConfig(Section):
     clips: int = Field(512, ge=32, description="generated clips that are judged")
     judge_steps: int = Field(300, ge=10, description="training steps of the embedded classifier")
     batch_size: int = Field(32, ge=2, description="clips a batch while judging")
+    features: str = Field(
+        "embedded",
+        min_length=1,
+        description="of the distances: embedded, a TorchScript file, or a transformers folder",
+    )
     every: int | None = Field(
         None, ge=1, description="steps between judgements beside the training; null: none"
     )

@@ -28,6 +28,15 @@ def judgement(evaluation: Evaluation) -> Table:
     return table
 
 
+def control_table(evaluation: Evaluation) -> Table:
+    """What the distances say of real clips that were spoilt on purpose."""
+    title = "what the distances notice: half of the real clips, spoilt, to the other half"
+    table = Table("real clips", "Fréchet", "kernel", title=title)
+    for row in evaluation.control_rows():
+        table.add_row(*row)
+    return table
+
+
 @contextmanager
 def training_line() -> Iterator[Callable[[Status], None]]:
     """A live line that shows a training's status; yields the function that takes one."""

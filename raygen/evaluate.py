@@ -1,10 +1,11 @@
-"""A run's generator judged against its real clips: `raygen evaluate RUN`, or while it trains."""
+"""Generated clips judged against real ones: `raygen evaluate RUN_OR_FOLDER`, or while it trains."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,23 +14,48 @@ from raygen.conditioning import rows_of
 from raygen.config import Config
 from raygen.data import store
 from raygen.data.catalog import Catalogue
-from raygen.data.decoder import Decoder
 from raygen.data.plan import Span
-from raygen.errors import DataError
 from raygen.export import generator_of
-from raygen.metrics import Evaluation, judge
+from raygen.generated import decode, known, read_folder, usable
+from raygen.metrics import Evaluation, Judge, Judgement
 from raygen.metrics.classifier import Clips, Labels
+from raygen.metrics.features import check
 from raygen.runs import CATALOGUE, EVALUATION, Run
 
-SPANS = 4  # real clips cut from each video, at most
+SPANS = 8  # real clips cut from each video, at most
+
+OnNote = Callable[[str], None]
 
 
-def evaluate_run(run: Run, on_note: Callable[[str], None] = lambda note: None) -> Evaluation:
+def _silent(note: str) -> None:
+    del note
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A judgement and what it is about: clips uint8 [M,T,H,W,3] and [N,T,H,W,3], class ids."""
+
+    judgement: Judgement
+    fake: Clips
+    labels: Labels
+    real: Clips
+    real_labels: Labels
+    classes: Sequence[str]
+    fps: float
+    title: str
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Its figures."""
+        return self.judgement.evaluation
+
+
+def evaluate_run(run: Run, on_note: OnNote = _silent) -> Evaluation:
     """Judges the run's averaged generator and writes evaluation.json into the run.
 
     As many clips of each class are generated. Raises DataError where the real clips are too few.
     """
-    evaluation = _judged(run, on_note)
+    evaluation = judge_run(run, on_note).evaluation
     run.write_json(EVALUATION, evaluation.as_dict())
     return evaluation
 
@@ -40,51 +66,82 @@ def judge_checkpoint(uri: str, checkpoint: str) -> dict[str, float]:
     Writes evaluation.json into the checkpoint; returns its single figures.
     """
     run = Run.open(uri).at(checkpoint)
-    evaluation = _judged(run, lambda note: None)
-    score = evaluation.score if math.isfinite(evaluation.score) else None
-    document = evaluation.as_dict() | {"score": score}
+    document = scored(judge_run(run).evaluation)
     store.write_bytes(store.join(checkpoint, EVALUATION), json.dumps(document).encode())
     return {key: value for key, value in document.items() if isinstance(value, float)}
 
 
-def _judged(run: Run, on_note: Callable[[str], None]) -> Evaluation:
-    config = run.config
-    generator = generator_of(run)
-    on_note("decoding real clips")
-    catalogue = Catalogue.read(run.path(CATALOGUE))
-    real, real_labels, videos = _real_clips(catalogue, config)
-    on_note(f"generating {config.evaluate.clips} clips")
-    count = config.evaluate.clips
-    labels = np.arange(count) % len(run.classes)
-    fake = generator.generate(range(count), **_asked(catalogue, labels.tolist(), config))
-    on_note("training the judge")
-    return judge(real, real_labels, videos, fake, labels, run.classes, config.evaluate, config.seed)
+def scored(evaluation: Evaluation) -> dict[str, object]:
+    """The evaluation as JSON, with its score; null where that is infinite."""
+    score = evaluation.score if math.isfinite(evaluation.score) else None
+    return evaluation.as_dict() | {"score": score}
 
 
-def _asked(catalogue: Catalogue, labels: list[int], config: Config) -> dict[str, Any]:
-    """What is asked of the generator: these classes, in the words and vectors of real clips.
+def judge_run(run: Run, on_note: OnNote = _silent, against: str = "") -> Findings:
+    """Judges the run's averaged generator against its own clips, or those at `against`.
 
-    A first frame is not given: clips that begin as real ones do would be judged too kindly.
+    Raises DataError where the real clips are too few, or lack a class that the run has.
     """
-    kinds, rows = config.conditions.kinds, rows_of(catalogue.labels(), labels, config.seed)
+    config = run.config
+    check(config.evaluate.features)
+    generator = generator_of(run)
+    catalogue = usable(against, config) if against else Catalogue.read(run.path(CATALOGUE))
+    count = config.evaluate.clips
+    ids = [k % len(run.classes) for k in range(count)]
+    labels = known([run.classes[k] for k in ids], catalogue.classes, against)
+    on_note(f"generating {count} clips")
+    fake = generator.generate(range(count), **_asked(catalogue, labels, ids, config))
+    return _judged(fake, labels, catalogue, config, on_note, run.uri)
+
+
+def judge_folder(
+    uri: str, against: str, overrides: Sequence[str] = (), on_note: OnNote = _silent
+) -> Findings:
+    """Judges the clips in a folder (raygen.generated) against the real ones at `against`.
+
+    `overrides` are key=value of `data` and `evaluate`. Raises ConfigError for a wrong one,
+    StorageError where there is no such place, DataError where its clips cannot be judged.
+    """
+    check(Config.parse({}, overrides).evaluate.features)
+    on_note("reading generated clips")
+    fake, names, config = read_folder(uri, overrides)
+    catalogue = usable(against, config)
+    labels = known(names, catalogue.classes, against)
+    return _judged(fake, labels, catalogue, config, on_note, uri)
+
+
+def _judged(
+    fake: Clips, labels: Labels, catalogue: Catalogue, config: Config, on_note: OnNote, title: str
+) -> Findings:
+    on_note("decoding real clips")
+    real, real_labels, videos = real_clips(catalogue, config)
+    classes = catalogue.classes
+    on_note("training the judge")
+    judge = Judge(real, real_labels, videos, classes, config.evaluate, config.seed)
+    on_note("judging")
+    judgement = judge(fake, labels)
+    return Findings(judgement, fake, labels, real, real_labels, classes, config.data.fps, title)
+
+
+def _asked(catalogue: Catalogue, labels: Labels, ids: list[int], config: Config) -> dict[str, Any]:
+    """What is asked of the generator: its classes `ids`, in the words and vectors of real clips.
+
+    `labels` are the same classes as the catalogue numbers them. A first frame is not given: clips
+    that begin as real ones do would be judged too kindly.
+    """
+    kinds = config.conditions.kinds
+    rows = rows_of(catalogue.labels(), labels.tolist(), config.seed)
     return {
-        "labels": labels if "class" in kinds else None,
+        "labels": ids if "class" in kinds else None,
         "text": catalogue.captions(rows) if "text" in kinds else None,
         "vector": catalogue.vectors(rows) if "vector" in kinds else None,
     }
 
 
-def _real_clips(catalogue: Catalogue, config: Config) -> tuple[Clips, Labels, Labels]:
+def real_clips(catalogue: Catalogue, config: Config) -> tuple[Clips, Labels, Labels]:
     """uint8 [N, T, H, W, 3], class ids [N] and catalogue rows [N], spread over all videos."""
     spans = max(1, min(SPANS, config.evaluate.clips // len(catalogue)))
     rows = np.random.default_rng(config.seed).permutation(len(catalogue))
     rows = rows[: config.evaluate.clips]
     wanted = [Span(row, (k + 0.5) / spans) for row in rows.tolist() for k in range(spans)]
-    decoder = Decoder(catalogue, config.data)
-    try:
-        found = decoder.decode(dict(enumerate(wanted))).columns
-    finally:
-        decoder.close()
-    if not len(found["clip"]):
-        raise DataError(f"no clip at {config.data.uri} can be decoded any more", config.data.uri)
-    return found["clip"], found["label"], found["row"]
+    return decode(catalogue, wanted, config)

@@ -11,7 +11,7 @@ import torch
 from raygen.config import EvaluateConfig
 from raygen.data import synthetic
 from raygen.errors import DataError
-from raygen.metrics import Evaluation, judge
+from raygen.metrics import Evaluation, Judge, judge
 from raygen.metrics.classifier import Clips, Labels, split_videos
 from raygen.metrics.frechet import frechet_distance, gaussian_distance, moments
 from raygen.metrics.motion import motion, motion_ratio, neighbour_ssim
@@ -39,16 +39,15 @@ def real() -> tuple[Clips, Labels]:
     return shapes(24, seed=0)
 
 
-def evaluate(real: tuple[Clips, Labels], fake: tuple[Clips, Labels], steps: int) -> Evaluation:
-    videos_N = np.arange(len(real[0]))
-    config = EvaluateConfig(judge_steps=steps)
-    return judge(*real, videos_N, *fake, SHAPES, config, seed=0)
+@pytest.fixture(scope="module")
+def judged(real: tuple[Clips, Labels]) -> Judge:
+    return Judge(*real, np.arange(len(real[0])), SHAPES, EvaluateConfig(judge_steps=150), seed=0)
 
 
 @pytest.fixture(scope="module")
-def perfect(real: tuple[Clips, Labels]) -> Evaluation:
+def perfect(judged: Judge) -> Evaluation:
     """A generator that draws from the true distribution."""
-    return evaluate(real, shapes(24, seed=1), steps=150)
+    return judged(*shapes(24, seed=1)).evaluation
 
 
 def test_the_judge_passes_its_own_examination(perfect: Evaluation) -> None:
@@ -64,22 +63,64 @@ def test_fresh_clips_of_the_same_kind_are_as_near_as_real_ones(perfect: Evaluati
     assert (perfect.clips, perfect.real_clips) == (96, 96)
 
 
-def test_wrong_classes_and_broken_clips_are_told_apart(
-    real: tuple[Clips, Labels], perfect: Evaluation
-) -> None:
+def test_fresh_clips_are_as_varied_as_real_ones_and_no_copies(perfect: Evaluation) -> None:
+    assert perfect.kernel < 3 * abs(perfect.kernel_real) + 0.01
+    assert min(perfect.precision, perfect.recall, perfect.coverage) > 0.6
+    assert perfect.density == pytest.approx(1, abs=0.35)
+    assert perfect.warp_ratio == pytest.approx(1, abs=0.1)
+    assert perfect.diversity_pixels_ratio == pytest.approx(1, abs=0.15)
+    assert perfect.diversity_features_ratio == pytest.approx(1, abs=0.3)
+    assert perfect.nearest_pixels == pytest.approx(perfect.nearest_pixels_real, rel=0.2)
+    assert perfect.memorised < 0.03
+
+
+def test_what_a_distance_notices_is_in_order(perfect: Evaluation) -> None:
+    of = {name: each["frechet"] for name, each in perfect.controls.items()}
+    noticed = ("shuffled in time", "frozen", "blurred", "half the classes missing")
+    assert min(of[name] for name in noticed) > 2 * perfect.frechet_real
+    # Left and right are both among the classes: mirrored or backwards, all clips together look
+    # nearly as before.
+    assert max(of["mirrored"], of["backwards"]) < min(of[name] for name in noticed)
+    for name in noticed:
+        assert perfect.controls[name]["kernel"] > 2 * abs(perfect.kernel_real), name
+
+
+def test_wrong_classes_and_broken_clips_are_told_apart(judged: Judge, perfect: Evaluation) -> None:
     clips, labels = shapes(24, seed=1)
-    swapped = evaluate(real, (clips, (labels + 1) % 4), steps=150)
+    swapped = judged(clips, (labels + 1) % 4).evaluation
     assert swapped.class_accuracy < 0.05
-    assert swapped.frechet == perfect.frechet  # deterministic, and blind to labels
+    assert swapped.frechet == perfect.frechet  # blind to labels
     # Time runs backwards: right turns to left.
-    backwards = evaluate(real, (clips[:, ::-1].copy(), labels), steps=150)
+    backwards = judged(clips[:, ::-1].copy(), labels).evaluation
     assert backwards.class_accuracies["red-circle-left"] < 0.1
     grainy = np.clip(clips + np.random.default_rng(0).normal(0, 30, clips.shape), 0, 255)
-    noisy = evaluate(real, (grainy.astype(np.uint8), labels), steps=150)
+    noisy = judged(grainy.astype(np.uint8), labels).evaluation
     assert noisy.frechet > 3 * perfect.frechet
     assert noisy.motion_ratio > 1.5
     assert noisy.ssim_fake < noisy.ssim_real - 0.2
     assert noisy.jerk_ratio > noisy.motion_ratio
+    assert noisy.warp_ratio > 2
+
+
+def test_copies_and_lost_variety_are_told(
+    real: tuple[Clips, Labels], judged: Judge, perfect: Evaluation
+) -> None:
+    clips, labels = real
+    copying = judged(np.ascontiguousarray(clips[:, :, :, ::-1]), labels)
+    assert copying.evaluation.memorised > 0.9
+    assert copying.pixels.index_M.tolist() == list(range(len(clips)))
+    # One clip a class, again and again.
+    first = np.searchsorted(labels, labels)
+    collapsed = judged(clips[first], labels).evaluation
+    assert collapsed.diversity_pixels_ratio == pytest.approx(0, abs=1e-6)
+    assert collapsed.coverage < perfect.coverage / 2
+
+
+def test_one_half_of_the_real_clips_against_the_other(judged: Judge, perfect: Evaluation) -> None:
+    half = judged.real_half().evaluation
+    assert half.frechet == pytest.approx(perfect.frechet_real)
+    assert half.memorised < 0.05
+    assert half.precision == pytest.approx(perfect.precision_real)
 
 
 @pytest.mark.skipif(not WEIZMANN.is_dir(), reason="needs ../shared/data/weizmann")
@@ -112,6 +153,29 @@ def test_evaluation_survives_json(perfect: Evaluation) -> None:
     assert still.as_dict()["motion_ratio"] is None
     assert Evaluation.from_dict(still.as_dict()) == still
     assert all(len(row) == 3 for row in perfect.rows())
+
+
+def test_a_document_of_an_earlier_raygen_is_still_read() -> None:
+    old = {
+        "clips": 96,
+        "real_clips": 96,
+        "judge_accuracy": 1.0,
+        "class_accuracy": 0.9,
+        "class_accuracies": {"red": 0.9},
+        "frechet": 2.0,
+        "frechet_real": 0.5,
+        "motion_ratio": 2.0,
+        "jerk_ratio": None,
+        "ssim_fake": 0.9,
+        "ssim_real": 0.95,
+        "score": 4.0,
+    }
+    found = Evaluation.from_dict(old)
+    assert found.score == 4
+    assert found.jerk_ratio == math.inf
+    assert "memorised" not in found.as_dict()
+    assert len(found.rows()) == 6
+    assert found.control_rows() == []
 
 
 def test_one_class_still_has_a_distance(real: tuple[Clips, Labels]) -> None:

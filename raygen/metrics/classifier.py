@@ -25,6 +25,10 @@ Clips = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 SHIFT = 1 / 8  # largest shift while training, of height and width
+BRIGHTNESS = 0.3  # largest change of each colour while training, of the range -1 to 1
+CONTRAST = 0.3  # largest change of the logarithm of the contrast
+MIXUP = 0.4  # of Beta(MIXUP, MIXUP), the share of a clip that another is mixed into
+FAINT = 0.02  # root mean square change between frames below which a clip counts as still
 PEAK_LR = 4e-3
 WIDTH = 16
 
@@ -32,8 +36,8 @@ WIDTH = 16
 class Classifier(nn.Module):
     """Clips to K class scores; the D = 64 features beneath them are pooled over time and space.
 
-    The frame difference is an input of its own: with few videos, backgrounds would otherwise be
-    learned before motion is.
+    The frame difference is an input of its own, at one strength in every clip: with few videos,
+    backgrounds and the contrast of clothes would otherwise be learned before motion is.
     """
 
     features_dim = 4 * WIDTH
@@ -51,7 +55,9 @@ class Classifier(nn.Module):
     def features(self, x_BCTHW: Tensor) -> Tensor:
         """Features [B,D], not negative, of clips in -1 to 1."""
         change_BCTHW = F.pad(x_BCTHW.diff(dim=2), (0, 0, 0, 0, 1, 0))
-        hidden_BDTHW: Tensor = self.body(torch.cat([x_BCTHW, 2 * change_BCTHW], dim=1))
+        strength_B = change_BCTHW.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
+        change_BCTHW = change_BCTHW / (strength_B + FAINT)
+        hidden_BDTHW: Tensor = self.body(torch.cat([x_BCTHW, change_BCTHW], dim=1))
         return hidden_BDTHW.mean((2, 3, 4))
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
@@ -104,10 +110,11 @@ def train_classifier(
 ) -> Classifier:
     """A classifier trained for `steps` batches drawn evenly over the classes.
 
-    Clips are shifted and never mirrored: the direction can be the class. Deterministic under
-    `seed` at one number of threads.
+    Clips are shifted, brightened and mixed (mixup, Zhang et al., 2018, arXiv 1710.09412, eq. 1),
+    or the few videos' own backgrounds and clothes are learned; never mirrored: the direction can
+    be the class. Deterministic under `seed` at one number of threads.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(classes)
@@ -119,7 +126,13 @@ def train_classifier(
     for _ in range(steps):
         rows_B = torch.multinomial(weight_N, batch_size, replacement=True, generator=generator)
         x_BCTHW = _to_tensor(_shift(clips_NTHWC[rows_B.numpy()], generator))
-        loss = F.cross_entropy(model(x_BCTHW), labels[rows_B], label_smoothing=0.1)
+        x_BCTHW = _brighten(x_BCTHW, generator)
+        share_B = torch.from_numpy(rng.beta(MIXUP, MIXUP, batch_size)).float()
+        x_BCTHW, y_BK = (
+            torch.lerp(each.roll(1, 0), each, share_B.view(-1, *[1] * (each.ndim - 1)))
+            for each in (x_BCTHW, F.one_hot(labels[rows_B], classes).float())
+        )
+        loss = F.cross_entropy(model(x_BCTHW), y_BK, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -149,6 +162,14 @@ def _block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Sequen
 
 def _to_tensor(clips_BTHWC: Clips) -> Tensor:
     return torch.from_numpy(clips_BTHWC).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _brighten(x_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Another brightness of each colour and another contrast, drawn once a clip."""
+    B, C = x_BCTHW.shape[:2]
+    contrast_B = torch.exp(CONTRAST * (2 * torch.rand(B, 1, 1, 1, 1, generator=generator) - 1))
+    brightness_BC = BRIGHTNESS * (2 * torch.rand(B, C, 1, 1, 1, generator=generator) - 1)
+    return x_BCTHW * contrast_B + brightness_BC
 
 
 def _shift(clips_BTHWC: Clips, generator: torch.Generator) -> Clips:
