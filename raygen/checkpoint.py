@@ -191,7 +191,7 @@ def _described(folder: str, saved_at: int, parts: list[Part]) -> Resumed:
         saved_at=saved_at,
         consumed=tuple((step, row) for step, row in consumed if step > saved_at),
         health=state["health"],
-        objective=state["objective"],
+        objective=state.get("objective", {}),
     )
 
 

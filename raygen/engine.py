@@ -116,7 +116,7 @@ class Pair:
             with turn(self.critic, against=self.generator) as (critic, generate):
                 for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
                     fake_BCTHW = generate(self._input(draw.z_BD), y_B)
-                    real_logit_B, fake_logit_B, penalty = self._judged(
+                    real_logit_B, fake_logit_B, penalty = self._scored(
                         critic,
                         augment.apply(x_BCTHW, draw.real, probability),
                         augment.apply(fake_BCTHW, draw.fake, probability),
@@ -134,12 +134,10 @@ class Pair:
             for x_BCTHW, y_B, play in self._micro_batches(batches[-1], draws.generator):
                 fake_BCTHW = generator(self._input(play.z_BD), y_B)
                 self.shown_BCTHW = fake_BCTHW.detach()
-                fake, real = (
-                    _judged(
-                        judge, seen_BCTHW, augment.apply(seen_BCTHW, play.play, probability), y_B
-                    )
-                    for seen_BCTHW in (fake_BCTHW, x_BCTHW)
-                )
+                shown_BCTHW = augment.apply(fake_BCTHW, play.play, probability)
+                fake = _judged(judge, fake_BCTHW, shown_BCTHW, y_B)
+                shown_BCTHW = augment.apply(x_BCTHW, play.play, probability)
+                real = _judged(judge, x_BCTHW, shown_BCTHW, y_B)
                 terms = objective.generator(real, fake)
                 generator.minimise(total(terms))
                 figures.add_losses(terms)
@@ -179,7 +177,7 @@ class Pair:
         self.ema.load(ema)
         self.objective.load(objective)
 
-    def _judged(
+    def _scored(
         self,
         critic: Learner,
         real_BCTHW: Tensor,

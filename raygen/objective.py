@@ -129,8 +129,8 @@ class Objective:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` gave; what it does not have begins anew."""
-        self._adapted.fill_(state["probability"])
-        self._averages.load(state["averages"])
+        self._adapted.fill_(state.get("probability", 0.0))
+        self._averages.load(state.get("averages", {}))
 
     def _most(self, progress: float) -> float:
         return scheduled(progress, self._augment.probability, self._augment.probability_end)

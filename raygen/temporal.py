@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 SCALES = (1, 2, 4)
 FLOOR = 2 / 255  # one grey level: what jitters less stands still
-SIDE = 32  # frames are compared at this many pixels, or at fewer
+SIDE = 32  # frames are compared at this many pixels, and up to twice as many
 PATCH = 3  # pixels of that size
 REACH = 2  # how many of them a patch may have moved between two frames
-SHARPNESS = 50.0  # of the matching: at 1 / SHARPNESS of mean squared difference a match is half
+SHARPNESS = 50.0  # of the matching: what is 1 / SHARPNESS worse counts exp(-1) as much
 
 
 def roughness(x_BCTHW: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ def unexplained(x_BCTHW: Tensor) -> Tensor:
 
     Each patch is matched softly with those up to REACH pixels away, by weights of
     exp(-SHARPNESS d), d the mean squared difference; the statistic is the expected d. It is small
-    where things move and large where they boil. Frames are first averaged down to SIDE pixels.
+    where things move and large where they boil. Large frames are first averaged down to
+    about SIDE pixels.
     """
     count, _, _, height, width = x_BCTHW.shape
     factor = max(1, height // SIDE)

@@ -12,6 +12,7 @@ once for many tests.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -31,13 +32,22 @@ from raygen.runs import Progress, Run
 from tests.parity_worker import BASE, CLASSES, batches, whole
 
 BATCH = int(str(BASE["train.batch_size"]))
+# What the objective remembers of the steps before is in a checkpoint, too.
+REMEMBERED = {
+    "loss.lecam": 0.1,
+    "loss.roughness": 1,
+    "loss.features": 1,
+    "augment.adaptive": True,
+    "augment.target": -0.9,
+    "augment.span": 100,
+}
 # Of the time for which a request to a failing bucket is worth another attempt.
 PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """How the rank stands: `digest` is of every weight and of their average."""
+    """How the rank stands: `digest` is of every weight, of their average and of the objective."""
 
     step: int = 0
     saved_at: int = 0
@@ -146,7 +156,7 @@ class _Rank:
 
     def begin(self, uri: str) -> Report:
         storage, _, name = uri.rpartition("/")
-        given = BASE | {"name": name, "storage": storage}
+        given = BASE | REMEMBERED | {"name": name, "storage": storage}
         config = Config.load("tiny", given)
         Run.create(config, [str(k) for k in range(CLASSES)], {"uri": "", "digest": "", "clips": 0})
         return self.resume(uri)
@@ -252,6 +262,7 @@ class _Rank:
         for state in (*states, self.pair.ema.gather()):
             for name in sorted(state):
                 digest.update(state[name].detach().numpy().tobytes())
+        digest.update(json.dumps(self.pair.objective.state(), sort_keys=True).encode())
         return digest.hexdigest()
 
 
