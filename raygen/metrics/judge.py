@@ -130,7 +130,7 @@ class Judge:
         pixels, features = self._nearest(fake, real, videos_N)
         pixels_real, features_real = self._among_real
         few = len(np.unique(videos_N)) < LEAST_VIDEOS
-        copied_M = copied(pixels, pixels_real)
+        copied_M = copied(pixels, pixels_real) & (not few)
         copied_features_M = copied(features, features_real)
         evaluation = Evaluation(
             clips=len(fake.clips),
@@ -179,8 +179,8 @@ class Judge:
             name: _distances(self.extractor(treat(ours.clips)), other.features_ND)
             for name, treat in controls.TREATMENTS.items()
         }
-        if len(self.classes) > 1:
-            kept = ours[ours.labels < len(self.classes) / 2]
+        kept = ours[ours.labels < len(self.classes) / 2]
+        if len(self.classes) > 1 and len(kept.labels) > 1:
             found[controls.HALF_MISSING] = _distances(kept.features_ND, other.features_ND)
         return found
 

@@ -110,9 +110,8 @@ def reduced(clips_NTHWC: Clips) -> Tensor:
 def same_videos(clips_NTHWC: Clips, videos_N: Labels) -> Labels:
     """`videos_N` with one number for videos that show the same, as a take and its mirror image.
 
-    Two do where some clip of one is nearer to one of the other than TWIN of the usual distance
-    from a video to the next. A judge that is examined on the mirror image of what it was trained
-    on would know it.
+    Two do where their first clips are nearer than TWIN of the usual distance from a video to the
+    next. A judge that is examined on the mirror image of what it was trained on would know it.
     """
     videos_V, video_N = np.unique(videos_N, return_inverse=True)
     if len(videos_V) < 3:
