@@ -70,9 +70,11 @@ class Conditioner:
         take, a vector of another length, and for no class where they always need one.
         """
         nothing = [None] * len(labels)
-        read = [self.read(text) if text else None for text in texts or nothing]
-        held = [None if v is None else torch.tensor(v) for v in vectors or nothing]
-        columns = {"class": labels, "text": read, "image": frames or nothing, "vector": held}
+        read = [self.read(text) if text else None for text in (nothing if texts is None else texts)]
+        numbers = nothing if vectors is None else vectors
+        held = [None if vector is None else torch.tensor(vector) for vector in numbers]
+        shown = nothing if frames is None else frames
+        columns = {"class": labels, "text": read, "image": shown, "vector": held}
         rows = zip(*columns.values(), strict=True)
         given_BK = torch.tensor([[part is not None for part in row] for row in rows])
         self._check(given_BK)
@@ -179,7 +181,9 @@ def sentence_encoder(config: ConditionsConfig) -> Callable[[str], Tensor]:
             "conditions.encoder",
         )
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval()

@@ -129,6 +129,7 @@ class ConditionEmbedding(nn.Module):
         self, classes: int, dim: int, config: ConditionsConfig, size: int | None = None
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.kinds = [k for k in KINDS if k in config.kinds and not (k == "image" and size is None)]
         if "class" in self.kinds:
             self.weight = nn.Parameter(torch.empty(classes, dim))
@@ -140,7 +141,7 @@ class ConditionEmbedding(nn.Module):
         if "vector" in self.kinds:
             self.vector = _perceptron(config.vector_dim, dim)
         self.absent_KE = None
-        if config.optional:
+        if config.optional and self.kinds:
             self.absent_KE = nn.Parameter(torch.zeros(len(self.kinds), dim))
         self.reset(1.0)
 
@@ -159,6 +160,8 @@ class ConditionEmbedding(nn.Module):
         y = Condition.of(y_B)
         if y.embedded_BE is not None:
             return y.embedded_BE
+        if not self.kinds:  # a critic's, where a first frame is all that is known
+            return torch.zeros(len(y.labels_B), self.dim, device=y.labels_B.device)
         said = {"text": y.text, "image": y.frame_BCHW, "vector": y.vector_BV}
         e_KBE: list[Tensor] = [
             F.embedding(y.labels_B, self.weight)

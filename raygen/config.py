@@ -149,6 +149,11 @@ class ConditionsConfig(Section):
                 f"kinds must be one or more of {', '.join(KINDS)}, each once "
                 f"(got {list(self.kinds)})"
             )
+        if "image" in self.kinds and not self.drop_share:
+            raise ValueError(
+                "drop=0 makes a model that cannot draw without a first frame, and samples and "
+                "judgements are drawn without; take drop=0.1"
+            )
         return self
 
 

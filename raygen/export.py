@@ -167,16 +167,21 @@ class Generator:
         image: Sequence[npt.NDArray[np.uint8] | None] | None,
         vector: Sequence[Sequence[float] | None] | None,
     ) -> Condition:
-        size = self.data.size
-        for frame_HWC in image or ():
+        size, nothing = self.data.size, [None] * count
+        frames = nothing if image is None else image
+        for frame_HWC in frames:
             if frame_HWC is not None and frame_HWC.shape != (size, size, 3):
                 raise ConfigError(
                     f"a first frame of shape {frame_HWC.shape}; this model takes "
                     f"({size}, {size}, 3)",
                     "image",
                 )
-        frames = [None if f is None else sampling.to_float(f) for f in image or [None] * count]
-        return self.conditioner(labels or [None] * count, texts=text, frames=frames, vectors=vector)
+        return self.conditioner(
+            nothing if labels is None else labels,
+            texts=text,
+            frames=[None if frame is None else sampling.to_float(frame) for frame in frames],
+            vectors=vector,
+        )
 
 
 def export_run(run: Run, destination: str) -> None:

@@ -253,6 +253,6 @@ def test_a_frozen_encoder_knows_what_is_alike() -> None:
     first, alike, apart = (read(text) for text in said)
     assert first.shape == (384,)
     assert float(first.norm()) == pytest.approx(1, abs=1e-5)
-    assert float(first @ alike) > 0.4 > 0.2 > float(first @ apart)
+    assert float(first @ alike) > 0.3 > float(first @ apart)
     with pytest.raises(ConfigError, match=r"take conditions\.text_dim=384"):
         sentence_encoder(ConditionsConfig(kinds=("text",), encoder="minilm", text_dim=100))

@@ -84,7 +84,7 @@ def test_what_is_dropped_is_as_if_it_had_not_been_given() -> None:
 
 
 def test_a_text_is_its_words_in_their_order_whatever_the_padding() -> None:
-    module, longer = embedding(), ConditionsConfig(kinds=("text",), text_length=6)
+    longer = ConditionsConfig(kinds=("text",), text_length=6)
     reads = Conditioner(longer, SIZE)
     texts = ["A red  circle!", "a red circle !", "circle red a !", "a red circle", "", None]
     e_BE = embedding(longer)(reads([None] * 6, texts=texts))
@@ -94,11 +94,11 @@ def test_a_text_is_its_words_in_their_order_whatever_the_padding() -> None:
         assert (e_BE[one] - e_BE[other]).abs().max() > 1e-3
     # Padding is neither attended to nor averaged.
     module = embedding(longer)
-    words = module.text[0]
+    assert isinstance(module.text, nn.Sequential)
     ids = torch.tensor([tokens("a red circle", 6)])
     before = module(reads([None], texts=["a red circle"]))
     with torch.no_grad():
-        words.places_LD[3:] += 5
+        module.text[0].places_LD[3:] += 5  # type: ignore[index, operator]
     assert torch.equal(module(reads([None], texts=["a red circle"])), before)
     assert ids[0, 3:].eq(0).all()
     assert ids[0, :3].gt(0).all()
@@ -171,6 +171,13 @@ def test_every_family_takes_every_kind(kind: str) -> None:
     )
 
 
+def test_a_critic_of_first_frames_alone_sees_them_in_the_clip() -> None:
+    alone = ConditionsConfig(kinds=("image",))
+    critic = ConditionEmbedding(CLASSES, DIM, alone)
+    assert not list(critic.parameters())
+    assert torch.equal(critic(made("image")), torch.zeros(2, DIM))
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -203,6 +210,11 @@ def test_a_vector_of_another_length() -> None:
 def test_what_is_dropped_unless_told(kinds: list[str], drop: float | None, share: float) -> None:
     config = Config.load("tiny", {"conditions.kinds": kinds, "conditions.drop": drop})
     assert config.conditions.drop_share == share
+
+
+def test_a_frame_that_is_never_left_out() -> None:
+    with pytest.raises(ConfigError, match=r"take drop=0\.1"):
+        Config.load("tiny", {"conditions.kinds": ["image"], "conditions.drop": 0})
 
 
 @pytest.mark.parametrize("kinds", [[], ["class", "class"], ["sound"]])

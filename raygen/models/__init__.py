@@ -4,8 +4,9 @@
     x_BCTHW = generator(z_BD, y_B)        # [-1, 1]
     logit_B = build_critic(config.model, config.data, 4, config.conditions)(x_BCTHW, y_B)
 
-y_B is a raygen.conditions.Condition, or int64 class ids where a class is all that is given. Both
-draw their initial weights from torch's global generator: seed it first.
+y_B is a raygen.conditions.Condition, or int64 class ids where a class is all that is given; a
+generator's `embedding` is its raygen.conditions.ConditionEmbedding, and what it returns has been
+through `keep_frame`. Both draw their initial weights from torch's global generator: seed it first.
 """
 
 from __future__ import annotations
