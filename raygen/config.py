@@ -223,7 +223,7 @@ class TrainConfig(Section):
     offload: bool = Field(False, description="optimizer state in CPU memory, from stage 1 up")
     recompute: bool = Field(False, description="activations recomputed in the backward pass")
     compile: bool = Field(False, description="torch.compile of the generator")
-    channels_last: bool = Field(False, description="3D convolutions in channels_last_3d")
+    channels_last: bool = Field(False, description="convolutions in channels_last")
     batch_size: int = Field(16, ge=1, description="clips in the global batch, over all workers")
     micro_batch: int | None = Field(
         None, ge=1, description="most clips a worker holds at once; null: its whole share"

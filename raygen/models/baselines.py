@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raygen.config import DataConfig, DcganConfig, MlpConfig
 from raygen.models.blocks import Projection, Recomputing, pyramid
@@ -61,7 +60,7 @@ class MlpCritic(Recomputing):
         return logit_B
 
 
-class DcganGenerator(Recomputing):
+class DcganGenerator(nn.Module):
     """DCGAN (arXiv 1511.06434, section 3) for every frame, along a latent that moves."""
 
     def __init__(self, model: DcganConfig, data: DataConfig, classes: int) -> None:
@@ -88,7 +87,7 @@ class DcganGenerator(Recomputing):
         return torch.tanh(x_NCHW.unflatten(0, (len(z_BD), -1)).transpose(1, 2))
 
 
-class DcganCritic(Recomputing):
+class DcganCritic(nn.Module):
     """DCGAN's critic on every frame, the mean of their logits: it sees pictures, not motion."""
 
     def __init__(self, model: DcganConfig, data: DataConfig, classes: int) -> None:

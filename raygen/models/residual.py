@@ -15,7 +15,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raygen.config import DataConfig, ResidualConfig
 from raygen.models.blocks import pyramid

@@ -58,8 +58,7 @@ class FrameLevel(nn.Module):
 
     def forward(self, x_NCHW: Tensor, style_NS: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, 2 H, 2 W]."""
-        x_NCHW = self.block(upsample(self.mix(x_NCHW)), style_NS)
-        return x_NCHW
+        return self.block(upsample(self.mix(x_NCHW)), style_NS)
 
 
 class Finish(nn.Module):

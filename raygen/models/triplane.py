@@ -93,5 +93,4 @@ class LineLevel(nn.Module):
         """[B, 2 in, K, L] -> [B, 2 out, K - 2, 2 L]."""
         x_BCKL = F.interpolate(self.mix(x_BCKL), scale_factor=(1.0, 2.0), mode="bilinear")
         h_BCKL = x_BCKL * (1 + self.style(style_BKS).transpose(1, 2)[..., None])
-        x_BCKL = x_BCKL[:, :, 1:-1] + self.along(F.leaky_relu(h_BCKL, 0.2))
-        return x_BCKL
+        return x_BCKL[:, :, 1:-1] + self.along(F.leaky_relu(h_BCKL, 0.2))
