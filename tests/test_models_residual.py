@@ -12,6 +12,7 @@ from raygen.config import Config
 from raygen.losses import gradient_penalty
 from raygen.models import build_critic, build_generator, recompute_activations
 from raygen.models.grouped import TemporalAttention, downsample, upsample
+from raygen.models.residual_critic import JointCritic
 from raygen.network import _run_channels_last
 from tests.test_models import ALONE, CLASSES, KINDS, batch, narrow, pair
 
@@ -120,6 +121,7 @@ def test_the_frame_critic_adds_what_it_sees_in_its_frames() -> None:
     config = with_all("strided")
     torch.manual_seed(0)
     critic = build_critic(config.model, config.data, CLASSES)
+    assert isinstance(critic, JointCritic)
     _, y_B, x_BCTHW = batch(config, 2)
     seen, unseen = x_BCTHW.clone(), x_BCTHW.clone()
     seen[:, :, 2] += 0.1  # the middles of two halves of 8 frames: 2 and 6

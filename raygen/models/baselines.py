@@ -38,7 +38,7 @@ class MlpGenerator(Recomputing):
     def forward(self, z_BD: Tensor, y_B: Tensor) -> Tensor:
         """Latents and class ids (int64) -> clips [B, 3, T, H, W] in [-1, 1]."""
         x_BN = self.run(self.layers, torch.cat([z_BD, self.embedding(y_B)], 1))
-        return torch.tanh(x_BN).unflatten(1, self.shape)
+        return torch.tanh(x_BN).view(-1, *self.shape)
 
 
 class MlpCritic(Recomputing):
@@ -56,7 +56,7 @@ class MlpCritic(Recomputing):
     def forward(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
         """Clips [B, 3, T, H, W] in [-1, 1] and class ids (int64) -> logits [B]."""
         pieces_BN = self.run(self.pieces, x_BCTHW.flatten(1))
-        logit_B: Tensor = self.head(pieces_BN.unflatten(1, (_PIECES, -1)).amax(1), y_B)
+        logit_B: Tensor = self.head(pieces_BN.view(len(y_B), _PIECES, -1).amax(1), y_B)
         return logit_B
 
 
@@ -107,4 +107,4 @@ class DcganCritic(nn.Module):
         """Clips [B, 3, T, H, W] in [-1, 1] and class ids (int64) -> logits [B]."""
         x_NCHW = self.layers(x_BCTHW.transpose(1, 2).flatten(0, 1))
         logit_N: Tensor = self.head(x_NCHW, y_B.repeat_interleave(x_BCTHW.shape[2]))
-        return logit_N.unflatten(0, (len(y_B), -1)).mean(1)
+        return logit_N.view(len(y_B), -1).mean(1)

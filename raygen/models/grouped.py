@@ -79,7 +79,8 @@ class Bottleneck(nn.Module):
         if self.style is not None:
             # Modulated as StyleGAN2's weights are (arXiv 1912.04958, eq. 1), on the activations.
             h_NCHW = h_NCHW * (1 + self.style(style_NS))[:, :, None, None]
-        return x_NCHW + self.narrow(F.leaky_relu(h_NCHW, _SLOPE))
+        branch_NCHW: Tensor = self.narrow(F.leaky_relu(h_NCHW, _SLOPE))
+        return x_NCHW + branch_NCHW
 
 
 class TemporalMix(nn.Module):
@@ -103,7 +104,8 @@ class TemporalMix(nn.Module):
             kept_BTCHW = x_BTCHW
             seen_BTCHW = torch.cat([x_BTCHW[:, :1], x_BTCHW, x_BTCHW[:, -1:]], 1)
         mixed_NCHW = F.leaky_relu(self.mix(neighbours(seen_BTCHW).flatten(0, 1)), _SLOPE)
-        return kept_BTCHW + self.narrow(mixed_NCHW).view(kept_BTCHW.shape)
+        branch_NCHW: Tensor = self.narrow(mixed_NCHW)
+        return kept_BTCHW + branch_NCHW.view(kept_BTCHW.shape)
 
 
 class TemporalAttention(nn.Module):
@@ -116,7 +118,8 @@ class TemporalAttention(nn.Module):
     def __init__(self, channels: int, branches: int, *, reach: int = 0, frames: int = 0) -> None:
         super().__init__()
         self.reach = reach
-        self.heads = max(channels // 32, 1)
+        most = max(channels // 32, 1)
+        self.heads = next(h for h in range(most, 0, -1) if channels % h == 0)
         self.qkv = conv(channels, 3 * channels, 1)
         self.narrow = conv(channels, channels, 1, scale=branches**-0.5)
         # What a distance in time is worth: by offset, or by pair of frames.
@@ -131,12 +134,12 @@ class TemporalAttention(nn.Module):
         qkv = qkv_NCHW.view(B, T, 3, self.heads, C // self.heads, H * W).permute(2, 0, 5, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         offsets_TT = torch.arange(T, device=k.device) - torch.arange(T, device=k.device)[:, None]
-        place_HTT = self.place
         if self.reach:
-            seen_TT = offsets_TT.abs() <= self.reach
-            place_HTT = place_HTT[:, (offsets_TT + self.reach).clamp(0, 2 * self.reach)]
-            place_HTT = place_HTT.masked_fill(~seen_TT, -math.inf)
+            near_HTT = self.place[:, (offsets_TT + self.reach).clamp(0, 2 * self.reach)]
+            place_HTT = near_HTT.masked_fill(offsets_TT.abs() > self.reach, -math.inf)
+        else:
+            place_HTT = self.place
         weight = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + place_HTT).softmax(-1)
         seen_BTCHW = (weight @ v).permute(0, 3, 2, 4, 1).reshape(x_BTCHW.shape)
-        mixed_BTCHW = self.narrow(seen_BTCHW.flatten(0, 1)).view(x_BTCHW.shape)
-        return (x_BTCHW + mixed_BTCHW)[:, self.reach : T - self.reach]
+        branch_NCHW: Tensor = self.narrow(seen_BTCHW.flatten(0, 1))
+        return (x_BTCHW + branch_NCHW.view(x_BTCHW.shape))[:, self.reach : T - self.reach]

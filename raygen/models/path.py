@@ -59,7 +59,7 @@ class Timeline(NamedTuple):
     def read(self, x_BKCHW: Tensor) -> Tensor:
         """What knots hold -> frames [B, T, ...]; the first axis after B is the knots'."""
         frames_BTN = self.weight_TK.to(x_BKCHW.dtype) @ x_BKCHW.flatten(2)
-        return frames_BTN.unflatten(2, x_BKCHW.shape[2:])
+        return frames_BTN.view(*frames_BTN.shape[:2], *x_BKCHW.shape[2:])
 
 
 def timeline(

@@ -41,7 +41,7 @@ class ResidualGenerator(Timed):
         branches = 2 * trunk + len(channels)
         self.project = nn.Linear(self.style_dim, channels[0] * self.side**2)
         self.trunk = nn.ModuleList(
-            KnotLevel(inputs, outputs, self.style_dim, branches, double=level > 0)
+            KnotLevel(inputs, outputs, self.style_dim, branches, doubles=level > 0)
             for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels[:trunk]]))
         )
         self.attention = (
@@ -72,7 +72,8 @@ class ResidualGenerator(Timed):
         style_NS = self.style_at(z_BD, e_BC, line.times_T).flatten(0, 1)
         for level in self.levels:
             x_NCHW = self.run(level, x_NCHW, style_NS)
-        x_BTCHW = self.run(self.finish, x_NCHW).unflatten(0, (len(z_BD), -1))
+        rgb_NCHW = self.run(self.finish, x_NCHW)
+        x_BTCHW = rgb_NCHW.view(len(z_BD), -1, *rgb_NCHW.shape[1:])
         return torch.tanh(x_BTCHW.transpose(1, 2))
 
 
@@ -83,10 +84,10 @@ class KnotLevel(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, style_dim: int, branches: int, *, double: bool
+        self, in_channels: int, out_channels: int, style_dim: int, branches: int, *, doubles: bool
     ) -> None:
         super().__init__()
-        self.double = double
+        self.doubles = doubles
         self.mix = conv(in_channels, out_channels, 1)
         self.block = Bottleneck(out_channels, branches, style_dim)
         self.time = TemporalMix(out_channels, branches, valid=True)
@@ -94,8 +95,8 @@ class KnotLevel(nn.Module):
     def forward(self, x_BKCHW: Tensor, style_BKS: Tensor) -> Tensor:
         """[B, K, in, H, W] -> [B, K - 2, out, H', W'], H' = 2 H where it doubles."""
         x_NCHW = self.mix(x_BKCHW.flatten(0, 1))
-        if self.double:
+        if self.doubles:
             x_NCHW = upsample(x_NCHW)
         x_NCHW = self.block(x_NCHW, style_BKS.flatten(0, 1))
-        mixed_BKCHW: Tensor = self.time(x_NCHW.unflatten(0, style_BKS.shape[:2]))
+        mixed_BKCHW: Tensor = self.time(x_NCHW.view(*style_BKS.shape[:2], *x_NCHW.shape[1:]))
         return mixed_BKCHW

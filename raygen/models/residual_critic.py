@@ -89,7 +89,7 @@ class CriticLevel(nn.Module):
             x_NCHW = downsample(x_NCHW)
         if self.mix is not None:
             x_NCHW = self.mix(x_NCHW)
-        return x_NCHW.unflatten(0, x_BTCHW.shape[:2])
+        return x_NCHW.view(*x_BTCHW.shape[:2], *x_NCHW.shape[1:])
 
 
 class FrameCritic(Recomputing):
@@ -117,7 +117,7 @@ class FrameCritic(Recomputing):
         x_NCHW = self.run_layers(self.layers, 2, x_NCHW)
         y_N = y_B.repeat_interleave(len(self.frames))
         logit_N: Tensor = self.head(x_NCHW, y_N)
-        return logit_N.unflatten(0, (len(y_B), -1)).mean(1)
+        return logit_N.view(len(y_B), -1).mean(1)
 
 
 class JointCritic(nn.Module):

@@ -58,7 +58,8 @@ class FrameLevel(nn.Module):
 
     def forward(self, x_NCHW: Tensor, style_NS: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, 2 H, 2 W]."""
-        return self.block(upsample(self.mix(x_NCHW)), style_NS)
+        up_NCHW: Tensor = self.block(upsample(self.mix(x_NCHW)), style_NS)
+        return up_NCHW
 
 
 class Finish(nn.Module):

@@ -69,7 +69,8 @@ class TriplaneGenerator(Timed):
         x_BTCHW = xy_BCHW[:, None] * (1 + xt_BTCL[..., None, :]) * (1 + yt_BTCL[..., None])
         style_NS = self.style_at(z_BD, e_BC, line.times_T).flatten(0, 1)
         x_NCHW = self.run(self.decode, x_BTCHW.flatten(0, 1), style_NS)
-        x_BTCHW = self.run(self.finish, x_NCHW).unflatten(0, (len(z_BD), -1))
+        rgb_NCHW = self.run(self.finish, x_NCHW)
+        x_BTCHW = rgb_NCHW.view(len(z_BD), -1, *rgb_NCHW.shape[1:])
         return torch.tanh(x_BTCHW.transpose(1, 2))
 
 
@@ -93,4 +94,5 @@ class LineLevel(nn.Module):
         """[B, 2 in, K, L] -> [B, 2 out, K - 2, 2 L]."""
         x_BCKL = F.interpolate(self.mix(x_BCKL), scale_factor=(1.0, 2.0), mode="bilinear")
         h_BCKL = x_BCKL * (1 + self.style(style_BKS).transpose(1, 2)[..., None])
-        return x_BCKL[:, :, 1:-1] + self.along(F.leaky_relu(h_BCKL, 0.2))
+        branch_BCKL: Tensor = self.along(F.leaky_relu(h_BCKL, 0.2))
+        return x_BCKL[:, :, 1:-1] + branch_BCKL
