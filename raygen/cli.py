@@ -243,7 +243,9 @@ def config(preset: Preset, overrides: Overrides = None) -> None:
 @app.command()
 def presets() -> None:
     """The presets that ship with raygen, side by side."""
-    table = Table("preset", "clip", "model", "loss", "batch", "steps", "generator", "critic")
+    table = Table(
+        "preset", "clip", "model", "loss", "batch", "steps", "generator", "critic", "GFLOP"
+    )
     for name in configuration.presets():
         table.add_row(name, *_summary(Config.load(name)))
     console.print(table)
@@ -282,14 +284,15 @@ def _note(text: str) -> None:
 
 
 def _summary(config: Config) -> list[str]:
-    from raygen.models import build_critic, build_generator, parameter_count
+    from raygen.models.size import size_of
 
-    shape = (config.model, config.data, 4, config.conditions)
-    counts = (f"{parameter_count(build(*shape)):,}" for build in (build_generator, build_critic))
+    size = size_of(config)
+    counts = (f"{size.generator_parameters:,}", f"{size.critic_parameters:,}")
+    flops = f"{size.generator_flops / 1e9:.3g} + {size.critic_flops / 1e9:.3g}"
     data, train = config.data, config.train
     clip = f"{data.frames}x{data.size}x{data.size}"
     spent = (str(train.batch_size), str(train.steps))
-    return [clip, config.model.kind, config.loss.kind, *spent, *counts]
+    return [clip, config.model.kind, config.loss.kind, *spent, *counts, flops]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,10 @@ class Condition(NamedTuple):
         """All of them, `times` times over."""
         return self._map(lambda part: part.repeat(times, *(1 for _ in part.shape[1:])))
 
+    def each(self, times: int) -> Condition:
+        """Each of them `times` times, as frames of one clip share a condition."""
+        return self._map(lambda part: part.repeat_interleave(times, 0))
+
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Condition:
         """On another device; `dtype` is that of what is floating point."""
         return self._map(
@@ -96,13 +100,16 @@ def output_channels(config: ConditionsConfig) -> int:
     return RGB + ("image" in config.kinds)
 
 
-def keep_frame(x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
+def keep_frame(
+    x_BCTHW: Tensor, y_B: Condition | Tensor, times: Sequence[float] | None = None
+) -> Tensor:
     """A generator's output in [-1, 1] -> clips [B, 3, T, H, W] that begin with the given frame.
 
     With a fourth channel, m = (1 + x_4) / 2 says where the frame is replaced: x = m f +
     (1 - m) frame. VGAN's two streams (arXiv 1609.02612, eq. 2) with the still background given
     and not generated. m is 0 at t = 0, so that the frame is kept to the bit, and 1 throughout
-    where there is no frame. With three channels: the output itself.
+    where there is no frame. With three channels: the output itself. `times` of the T frames are
+    0, 1, and so on unless given.
     """
     if x_BCTHW.shape[1] == RGB:
         return x_BCTHW
@@ -111,7 +118,8 @@ def keep_frame(x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
     if y.frame_BCHW is None:
         return clip_BCTHW
     frame_BC1HW = y.frame_BCHW[:, :, None].to(clip_BCTHW.dtype)
-    later_T11 = (torch.arange(x_BCTHW.shape[2], device=x_BCTHW.device) > 0)[:, None, None]
+    at_T = torch.tensor(range(x_BCTHW.shape[2]) if times is None else times, device=x_BCTHW.device)
+    later_T11 = (at_T != 0)[:, None, None]
     given_B1111 = y.given_BK[:, IMAGE, None, None, None, None]
     mask_B1THW = torch.where(given_B1111, mask_B1THW * later_T11, 1.0)
     return mask_B1THW * clip_BCTHW + (1 - mask_B1THW) * frame_BC1HW

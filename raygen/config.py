@@ -77,6 +77,9 @@ class _Family(Section):
     class_dim: int = Field(64, ge=1, le=1024, description="dimension of a condition's embedding")
     generator_width: int = Field(32, ge=4, le=1024, description="channels of the last hidden layer")
     critic_width: int = Field(32, ge=4, le=1024, description="channels of the critic's first layer")
+    frame_critic: int = Field(
+        0, ge=0, le=256, description="frames that a 2D critic judges beside the clip, 0: none"
+    )
 
     @property
     def batch_statistics(self) -> bool:
@@ -96,6 +99,22 @@ class UpsamplingConfig(_Family):
     kind: Literal["upsampling"] = Field("upsampling", description="model family")
 
 
+class _Residual(_Family):
+    attention: bool = Field(False, description="temporal attention at 16x16 and below")
+
+
+class ResidualConfig(_Residual):
+    """Grouped residual blocks, motion at low resolution, any length: no normalisation."""
+
+    kind: Literal["residual"] = Field("residual", description="model family")
+
+
+class TriplaneConfig(_Residual):
+    """Three feature planes that frames are read from, any length (RAVEN, arXiv 2401.06035)."""
+
+    kind: Literal["triplane"] = Field("triplane", description="model family")
+
+
 class Conv3dConfig(_Family):
     """The literal baseline: 3D transposed convolutions and batch norm (VGAN, arXiv 1609.02612)."""
 
@@ -107,8 +126,34 @@ class Conv3dConfig(_Family):
         return True
 
 
+class DcganConfig(_Family):
+    """The literal baseline of pictures: 2D, frame by frame, batch norm (arXiv 1511.06434)."""
+
+    kind: Literal["dcgan"] = Field("dcgan", description="model family")
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Batch norm: true."""
+        return True
+
+
+class MlpConfig(_Family):
+    """The literal first baseline: fully connected, all pixels at once (arXiv 1406.2661)."""
+
+    kind: Literal["mlp"] = Field("mlp", description="model family")
+    generator_width: int = Field(32, ge=4, le=1024, description="units of both hidden layers")
+    critic_width: int = Field(32, ge=4, le=1024, description="maxout units of the critic")
+
+
 ModelConfig = Annotated[
-    StridedConfig | UpsamplingConfig | Conv3dConfig, Field(discriminator="kind")
+    StridedConfig
+    | UpsamplingConfig
+    | ResidualConfig
+    | TriplaneConfig
+    | Conv3dConfig
+    | DcganConfig
+    | MlpConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -264,7 +309,7 @@ class TrainConfig(Section):
     offload: bool = Field(False, description="optimizer state in CPU memory, from stage 1 up")
     recompute: bool = Field(False, description="activations recomputed in the backward pass")
     compile: bool = Field(False, description="torch.compile of the generator")
-    channels_last: bool = Field(False, description="3D convolutions in channels_last_3d")
+    channels_last: bool = Field(False, description="convolutions in channels_last")
     batch_size: int = Field(16, ge=1, description="clips in the global batch, over all workers")
     micro_batch: int | None = Field(
         None, ge=1, description="most clips a worker holds at once; null: its whole share"

@@ -226,14 +226,19 @@ def settings(
 
 
 def _run_channels_last(module: nn.Module) -> None:
-    """Has every 3D convolution read and write channels last; weights keep their layout.
+    """Has every convolution read and write channels last; weights keep their layout.
 
     ZeRO lays weights out flat, so only the activations can say it.
     """
 
-    def reorder(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def reorder_3d(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(x.contiguous(memory_format=torch.channels_last_3d) for x in inputs)
+
+    def reorder_2d(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
 
     for part in module.modules():
         if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
-            part.register_forward_pre_hook(reorder)
+            part.register_forward_pre_hook(reorder_3d)
+        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.register_forward_pre_hook(reorder_2d)

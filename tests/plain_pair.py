@@ -153,7 +153,7 @@ class PlainPair:
                 for i, clip in enumerate((shown, fake))
             ]
         # In one pass, as the engine does it: Adam without momentum makes a full step of rounding.
-        if config.model.kind == "conv3d":
+        if config.model.batch_statistics:
             logits = [critic(clip, y) for clip in clips]
         else:
             logits = list(critic(torch.cat(clips), y.repeat(len(clips))).chunk(len(clips)))

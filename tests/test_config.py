@@ -46,7 +46,7 @@ def test_another_family_drops_nothing_that_it_knows() -> None:
         ("lr=1", "lr", "did you mean optim."),
         ("optim.generator.lr=-1", "optim.generator.lr", "greater than 0 (got -1)"),
         ("data.size=33", "data.size", "multiple of 16 (got 33)"),
-        ("model.kind=vgan", "model.kind", "strided, upsampling, conv3d (got 'vgan')"),
+        ("model.kind=vgan", "model.kind", "conv3d, dcgan, mlp (got 'vgan')"),
         ("train.workers=3", "train", "cannot be split over 3 workers"),
         ("optim=3", "optim", "section"),
         ("steps", "", "is not key=value"),

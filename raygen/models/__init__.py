@@ -13,11 +13,32 @@ from __future__ import annotations
 
 from torch import nn
 
-from raygen.config import ConditionsConfig, DataConfig, ModelConfig, UpsamplingConfig
+from raygen.config import (
+    ConditionsConfig,
+    DataConfig,
+    DcganConfig,
+    MlpConfig,
+    ModelConfig,
+    ResidualConfig,
+    TriplaneConfig,
+    UpsamplingConfig,
+)
+from raygen.models.baselines import DcganCritic, DcganGenerator, MlpCritic, MlpGenerator
+from raygen.models.blocks import Recomputing
 from raygen.models.critics import StridedCritic
 from raygen.models.generators import TransposedGenerator, UpsamplingGenerator
+from raygen.models.residual import ResidualGenerator
+from raygen.models.residual_critic import FrameCritic, JointCritic, ResidualCritic
+from raygen.models.timed import Timed
+from raygen.models.triplane import TriplaneGenerator
 
-__all__ = ["build_critic", "build_generator", "parameter_count", "recompute_activations"]
+__all__ = [
+    "Timed",
+    "build_critic",
+    "build_generator",
+    "parameter_count",
+    "recompute_activations",
+]
 
 CLASSES_ALONE = ConditionsConfig()
 
@@ -25,22 +46,54 @@ CLASSES_ALONE = ConditionsConfig()
 def build_generator(
     model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig = CLASSES_ALONE
 ) -> nn.Module:
-    """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`."""
-    if isinstance(model, UpsamplingConfig):
-        return UpsamplingGenerator(model, data, classes, conditions)
-    return TransposedGenerator(model, data, classes, conditions)
+    """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`.
+
+    A `Timed` one also draws any other times: `forward(z_BD, y_B, times)`.
+    """
+    match model:
+        case MlpConfig():
+            return MlpGenerator(model, data, classes, conditions)
+        case DcganConfig():
+            return DcganGenerator(model, data, classes, conditions)
+        case UpsamplingConfig():
+            return UpsamplingGenerator(model, data, classes, conditions)
+        case ResidualConfig():
+            return ResidualGenerator(model, data, classes, conditions)
+        case TriplaneConfig():
+            return TriplaneGenerator(model, data, classes, conditions)
+        case _:
+            return TransposedGenerator(model, data, classes, conditions)
 
 
 def build_critic(
     model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig = CLASSES_ALONE
 ) -> nn.Module:
     """`forward(x_BCTHW, y_B) -> logit_B`; supports double backward, for R1 and R2."""
-    return StridedCritic(model, data, classes, conditions)
+    critic = _clip_critic(model, data, classes, conditions)
+    if model.frame_critic:
+        return JointCritic(critic, FrameCritic(model, data, classes, conditions))
+    return critic
+
+
+def _clip_critic(
+    model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig
+) -> nn.Module:
+    match model:
+        case MlpConfig():
+            return MlpCritic(model, data, classes, conditions)
+        case DcganConfig():
+            return DcganCritic(model, data, classes, conditions)
+        case ResidualConfig() | TriplaneConfig():
+            return ResidualCritic(model, data, classes, conditions)
+        case _:
+            return StridedCritic(model, data, classes, conditions)
 
 
 def recompute_activations(network: nn.Module) -> None:
     """From here on its backward pass recomputes what its blocks hold: less memory, more time."""
-    network.recompute = True  # type: ignore[assignment]
+    for part in network.modules():
+        if isinstance(part, Recomputing):
+            part.recompute = True
 
 
 def parameter_count(module: nn.Module) -> int:
