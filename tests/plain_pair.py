@@ -113,7 +113,10 @@ class PlainPair:
     def _looked_at(
         self, clips: Tensor, y: Tensor | Condition, draws: Draws
     ) -> tuple[Tensor, Tensor]:
-        """Logits, and what the critic's head reads, averaged over positions."""
+        """Logits, and what the critic's head reads, averaged over positions, if that is asked."""
+        if not self.config.loss.features:
+            shown = augment.apply(clips, draws.generator.play, self.probability)
+            return self.critic(shown, y), torch.zeros(len(clips), 1, device=self.device)
         layers: torch.nn.Module = self.critic.layers  # type: ignore[assignment]
         head: torch.nn.Module = self.critic.head  # type: ignore[assignment]
         map_ = layers(augment.apply(clips, draws.generator.play, self.probability))
