@@ -94,3 +94,15 @@ def test_no_seam_at_knots_nor_where_the_trained_clip_ended(kind: str) -> None:
     assert phase.max() / phase.min() < 1.5
     around_the_end = bend_T[FRAMES * rate - 4 : FRAMES * rate + 2]
     assert around_the_end.max() < 1.5 * bend_T.mean()
+
+
+def test_a_seed_gives_the_same_motion_at_any_length() -> None:
+    config = narrow("triplane", FRAMES)
+    generator, dim = pair(config)[0].eval(), config.model.latent_dim
+    short, long = (
+        sampling.generate(generator, dim, [3], [1], torch.device("cpu"), times)
+        for times in (None, list(range(LONG)))
+    )
+    assert long.shape == (1, LONG, 16, 16, 3)
+    # Rounded to 256 levels: one that lies between two may fall to either.
+    assert abs(long[:, :FRAMES].astype(int) - short).max() <= 1
