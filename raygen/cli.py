@@ -177,9 +177,8 @@ def config(preset: Preset, overrides: Overrides = None) -> None:
 @app.command()
 def presets() -> None:
     """The presets that ship with raygen, side by side."""
-    table = Table(
-        "preset", "clip", "model", "loss", "batch", "steps", "generator", "critic", "GFLOP"
-    )
+    columns = ("preset", "clip", "model", "loss", "batch", "steps", "generator", "critic", "GFLOP")
+    table = Table(*columns, box=box.SIMPLE, padding=0)
     for name in configuration.presets():
         table.add_row(name, *_summary(Config.load(name)))
     console.print(table)
@@ -221,8 +220,8 @@ def _summary(config: Config) -> list[str]:
     from raygen.models.size import size_of
 
     size = size_of(config)
-    counts = (f"{size.generator_parameters:,}", f"{size.critic_parameters:,}")
-    flops = f"{size.generator_flops / 1e9:.3g} + {size.critic_flops / 1e9:.3g}"
+    counts = (f"{n / 1e6:.3g}M" for n in (size.generator_parameters, size.critic_parameters))
+    flops = f"{size.generator_flops / 1e9:.3g}+{size.critic_flops / 1e9:.3g}"
     data, train = config.data, config.train
     clip = f"{data.frames}x{data.size}x{data.size}"
     spent = (str(train.batch_size), str(train.steps))
