@@ -21,12 +21,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Asked:
-    """Classes and texts, any number of each; a first frame uint8 [H, W, 3]; a vector."""
+    """Classes and texts, any number of each; a first frame uint8 [H, W, 3]; a vector; when."""
 
     classes: Sequence[str] = ()
     texts: Sequence[str] = ()
     image: npt.NDArray[np.uint8] | None = None
     vector: Sequence[float] | None = None
+    times: Sequence[float] | None = None
 
 
 def drawn(
@@ -47,6 +48,7 @@ def drawn(
         image=[asked.image] * count,
         vector=[asked.vector] * count,
         truncation=truncation,
+        times=asked.times,
     )
     names = [_name(generator, *pair) for pair in zip(of_labels, of_texts, strict=True)]
     return clips, names
@@ -72,6 +74,7 @@ def interpolated(
         image=asked.image,
         vector=None if asked.vector is None else (asked.vector, asked.vector),
         truncation=truncation,
+        times=asked.times,
     )
     first, last = (_name(generator, *pair) for pair in zip(labels, texts, strict=True))
     return clips, [first if k < count / 2 else last for k in range(count)]

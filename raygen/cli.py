@@ -197,6 +197,12 @@ def generate(
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="from the first class or text to the second")
     ] = False,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="of a clip; default: as trained")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=240, help="default: as trained, the same motion")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first clip")] = 0,
     n: Annotated[int, typer.Option(min=1, max=1024, help="clips; their seeds count up")] = 1,
     scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge by repeating pixels")] = 4,
@@ -216,10 +222,11 @@ def generate(
         texts=text or [],
         image=None if image is None else video.read_image(image, generator.data.size),
         vector=None if vector is None else asking.read_vector(vector),
+        times=generator.times(frames, fps),
     )
     draw = asking.interpolated if interpolate else asking.drawn
     clips, names = draw(generator, asked, seed, n, truncation)
-    video.save(output, clips, generator.fps, names, scale)
+    video.save(output, clips, fps or generator.fps, names, scale)
     console.print(f"{output}: {n} x {clips.shape[1]} frames of {', '.join(sorted(set(names)))}")
 
 
@@ -243,9 +250,8 @@ def config(preset: Preset, overrides: Overrides = None) -> None:
 @app.command()
 def presets() -> None:
     """The presets that ship with raygen, side by side."""
-    table = Table(
-        "preset", "clip", "model", "loss", "batch", "steps", "generator", "critic", "GFLOP"
-    )
+    columns = ("preset", "clip", "model", "loss", "batch", "steps", "generator", "critic", "GFLOP")
+    table = Table(*columns, box=box.SIMPLE, padding=0)
     for name in configuration.presets():
         table.add_row(name, *_summary(Config.load(name)))
     console.print(table)
@@ -287,8 +293,8 @@ def _summary(config: Config) -> list[str]:
     from raygen.models.size import size_of
 
     size = size_of(config)
-    counts = (f"{size.generator_parameters:,}", f"{size.critic_parameters:,}")
-    flops = f"{size.generator_flops / 1e9:.3g} + {size.critic_flops / 1e9:.3g}"
+    counts = (f"{n / 1e6:.3g}M" for n in (size.generator_parameters, size.critic_parameters))
+    flops = f"{size.generator_flops / 1e9:.3g}+{size.critic_flops / 1e9:.3g}"
     data, train = config.data, config.train
     clip = f"{data.frames}x{data.size}x{data.size}"
     spent = (str(train.batch_size), str(train.steps))

@@ -33,13 +33,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from raygen import __version__, sampling
+from raygen.card import DIGEST_DIGITS, card
 from raygen.conditioning import Conditioner
 from raygen.conditions import Condition
-from raygen.config import KINDS, ConditionsConfig, DataConfig, ModelConfig
+from raygen.config import ConditionsConfig, DataConfig, ModelConfig
 from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
-from raygen.metrics import Evaluation
-from raygen.models import build_generator, parameter_count
+from raygen.models import Timed, build_generator
 from raygen.runs import EVALUATION, Run
 
 FORMAT = 2  # 1 had classes alone
@@ -47,15 +47,8 @@ WEIGHTS = "generator.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 
-DIGEST_DIGITS = 12
 STATUS = ("step", "elapsed_s", "clips_seen", "dollars")
 KNOWN_SHOWN = 20  # class names that an error lists
-KIND_WORDS = {
-    "class": "a class",
-    "text": "a text",
-    "image": "a first frame",
-    "vector": "a vector",
-}
 
 
 @dataclass(frozen=True)
@@ -111,6 +104,24 @@ class Generator:
         rest = f" and {more} more" if more > 0 else ""
         raise ConfigError(f"no class {name!r}{hint}; this model knows {known}{rest}", "class")
 
+    def times(self, frames: int | None, fps: float | None) -> list[float] | None:
+        """When so many frames are drawn at `fps`, in frames of the trained rate; None: as trained.
+
+        `fps` alone keeps the clip's length in seconds. Raises ConfigError for a family whose
+        clips are of one length and rate.
+        """
+        if frames is None and fps is None:
+            return None
+        if not isinstance(self.module, Timed):
+            raise ConfigError(
+                f"a {self.model.kind} model draws {self.data.frames} frames at {self.fps:g} a "
+                "second and no others; model.kind=residual or triplane draws any",
+                "frames",
+            )
+        step = self.fps / (fps or self.fps)
+        count = frames or max(1, round(self.data.frames / step))
+        return [k * step for k in range(count)]
+
     def generate(
         self,
         seeds: Sequence[int],
@@ -120,17 +131,18 @@ class Generator:
         image: Sequence[npt.NDArray[np.uint8] | None] | None = None,
         vector: Sequence[Sequence[float] | None] | None = None,
         truncation: float = 1.0,
+        times: Sequence[float] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """One clip a seed (0 to 2**63 - 1): uint8 [N,T,H,W,3], 0 to 255.
 
         labels: class ids; image: first frames, uint8 [H, W, 3] of the clips' size, which are
         kept; vector: the user's own. One a clip; None where it is left out. `truncation` scales
-        the latent: below 1, less varied. The same seed and conditions give the same clip, to the
-        bit, in whatever company. Raises ConfigError for what this model does not take.
+        the latent: below 1, less varied; `times` is what `self.times` gave. The same seed and
+        conditions give the same clip, to the bit, in whatever company. Raises ConfigError for what this model does not take.
         """
         y_N = self._condition(len(seeds), labels, text, image, vector)
         z_ND = sampling.latents(seeds, self.model.latent_dim, truncation)
-        return sampling.generate(self.module, z_ND, y_N, self.device)
+        return sampling.generate(self.module, z_ND, y_N, self.device, times)
 
     @torch.inference_mode()
     def interpolate(
@@ -143,6 +155,7 @@ class Generator:
         image: npt.NDArray[np.uint8] | None = None,
         vector: tuple[Sequence[float], Sequence[float]] | None = None,
         truncation: float = 1.0,
+        times: Sequence[float] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """`count` clips from one seed and condition to another, as `generate` makes the ends.
 
@@ -157,7 +170,7 @@ class Generator:
         first_E, last_E = embedding(y_2.to(self.device)).cpu()
         e_NE = torch.lerp(first_E, last_E, share_N[:, None])
         y_N = y_2.rows(torch.zeros(count, dtype=torch.int64))._replace(embedded_BE=e_NE)
-        return sampling.generate(self.module, z_ND, y_N, self.device)
+        return sampling.generate(self.module, z_ND, y_N, self.device, times)
 
     def _condition(
         self,
@@ -196,7 +209,7 @@ def export_run(run: Run, destination: str) -> None:
     document = _document(run, _sha256(weights))
     files = {
         WEIGHTS: weights,
-        CARD: _card(run, document).encode(),
+        CARD: card(run, document).encode(),
         # Last: an S3 prefix without it is not an export.
         CONFIG: json.dumps(document, indent=2).encode(),
     }
@@ -312,76 +325,3 @@ def _upload(files: Mapping[str, bytes], destination: str) -> None:
             with contextlib.suppress(StorageError):
                 store.delete(store.join(destination, name))
         raise
-
-
-def _card(run: Run, document: Mapping[str, Any]) -> str:
-    config, data, status = run.config, run.data, document["status"]
-    digest = document["sha256"][:DIGEST_DIGITS]
-    generator = build_generator(config.model, config.data, len(run.classes), config.conditions)
-    parameters = parameter_count(generator)
-    by, arguments, query = _asked_by(config.conditions, run.classes[0])
-    return f"""---
-library_name: raygen
-tags: [video-generation, gan, {config.model.kind}]
----
-# {config.name}
-
-A generator of short video clips, conditional on {by}: {config.data.frames} frames of \
-{config.data.size}x{config.data.size} pixels at {config.data.fps:g} frames per second. \
-Family `{config.model.kind}`, {parameters / 1e6:.2f} M parameters, weights {digest}, trained by \
-raygen {__version__}.
-
-**Classes:** {", ".join(f"`{name}`" for name in run.classes)}
-
-## Use
-```
-raygen generate THIS_FOLDER {arguments}--seed 7 --n 4 -o out.mp4
-serve run serve.app:app export=THIS_FOLDER      # then GET /v1/clips?{query}seed=7
-```
-The same seed and conditions give the same clip.
-
-## Training
-| | |
-|---|---|
-| data | {data["uri"]}, {data["clips"]} clips, digest `{data["digest"]}` |
-| steps | {status["step"]}, {status["clips_seen"]} clips seen |
-| time | {status["elapsed_s"] / 60:.1f} minutes |
-| workers | {config.train.workers}, on nodes of type {config.train.node} |
-| cost | ${status["dollars"]:.4f} |
-| seed | {config.seed} |
-
-## Evaluation
-{_metrics_table(document["evaluation"])}
-
-## Intended use and limits
-It draws clips like those it was trained on, and nothing else: for research, for tests of video \
-pipelines, for augmentation of the same data. It has no notion of what is true: do not pass its \
-clips off as recordings, and mark them as generated where you publish them.
-
-**Privacy.** A network trained on few clips remembers some of them. If people can be recognised in \
-the training clips, expect them to be recognisable in what it generates, and ask them, or the \
-holder of the rights, before you share this model.
-"""
-
-
-def _asked_by(config: ConditionsConfig, class_name: str) -> tuple[str, str, str]:
-    """What the model takes, in words; the same as arguments of the command, and as a query."""
-    words = [KIND_WORDS[kind] for kind in KINDS if kind in config.kinds]
-    by = " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-    if config.optional:
-        by += ", each of which may be left out" if words[1:] else ", which may be left out"
-    options = {
-        "class": f"--class {class_name} ",
-        "text": '--text "..." ',
-        "image": "--image F.png ",
-    }
-    arguments = "".join(options.get(kind, "--vector F.npy ") for kind in config.kinds)
-    queries = {"class": f"class={class_name}&", "text": "text=...&"}
-    return by, arguments, "".join(queries.get(kind, "") for kind in config.kinds)
-
-
-def _metrics_table(evaluation: Mapping[str, Any] | None) -> str:
-    if evaluation is None:
-        return "Not evaluated: `raygen evaluate RUN`, then export again."
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in Evaluation.from_dict(evaluation).rows())
-    return f"| | generated | real |\n|---|---|---|\n{rows}\n\nDo not compare across data sets."

@@ -44,20 +44,26 @@ def spherical(first_D: Tensor, last_D: Tensor, share_N: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    generator: nn.Module, z_ND: Tensor, y_N: Condition, device: torch.device
+    generator: nn.Module,
+    z_ND: Tensor,
+    y_N: Condition,
+    device: torch.device,
+    times: Sequence[float] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """One clip a latent and its condition: uint8 [N,T,H,W,3], 0 to 255; `generator` in eval mode.
 
     A clip depends on its own latent and condition alone, to the bit, whatever else is asked for
-    with it; on another kind of machine a pixel may be off by one.
+    with it; on another kind of machine a pixel may be off by one. With `times`, in frames of the
+    trained rate, for a `raygen.models.Timed` generator alone: those frames instead of the trained.
     """
     # Kernels round differently at different batch sizes, so there is only one size. A GPU fills
     # it up with repeats; on a CPU larger batches gain little or nothing.
     batch = 1 if device.type == "cpu" else 8
+    asked = {} if times is None else {"times": times}
     clips = []
     for start in range(0, len(z_ND), batch):
         rows_B = torch.arange(start, start + batch) % len(z_ND)
-        x_BCTHW = generator(z_ND[rows_B].to(device), y_N.rows(rows_B).to(device))
+        x_BCTHW = generator(z_ND[rows_B].to(device), y_N.rows(rows_B).to(device), **asked)
         clips.append(to_uint8(x_BCTHW)[: len(z_ND) - start])
     return np.concatenate(clips)
 

@@ -94,7 +94,7 @@ def test_an_unknown_class_is_answered_with_the_nearest(generator: Generator) -> 
 
 def test_what_an_export_says_of_itself(tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "runs"))
-    measured = {f.name: 0.5 for f in fields(Evaluation) if f.type == "float"}
+    measured: dict[str, Any] = {f.name: 0.5 for f in fields(Evaluation) if f.type == "float"}
     evaluation = Evaluation(**measured | {"clips": 64, "real_clips": 60}, class_accuracies={})
     run.write_json("evaluation.json", evaluation.as_dict())
     export_run(run, str(tmp_path / "out"))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from raygen import sampling
+from raygen.conditions import Condition
 from raygen.models import Timed
 from raygen.models.path import moving, timeline
 from tests.test_models import KINDS, narrow, pair
@@ -94,3 +95,16 @@ def test_no_seam_at_knots_nor_where_the_trained_clip_ended(kind: str) -> None:
     assert phase.max() / phase.min() < 1.5
     around_the_end = bend_T[FRAMES * rate - 4 : FRAMES * rate + 2]
     assert around_the_end.max() < 1.5 * bend_T.mean()
+
+
+def test_a_seed_gives_the_same_motion_at_any_length() -> None:
+    config = narrow("triplane", FRAMES)
+    generator, device = pair(config)[0].eval(), torch.device("cpu")
+    z_ND, y_N = sampling.latents([3], config.model.latent_dim), Condition.of(torch.tensor([1]))
+    short, long = (
+        sampling.generate(generator, z_ND, y_N, device, times)
+        for times in (None, list(range(LONG)))
+    )
+    assert long.shape == (1, LONG, 16, 16, 3)
+    # Rounded to 256 levels: one that lies between two may fall to either.
+    assert abs(long[:, :FRAMES].astype(int) - short).max() <= 1

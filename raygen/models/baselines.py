@@ -81,7 +81,8 @@ class DcganGenerator(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
-            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1))
+            # The norm that follows takes a bias away again.
+            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=outputs == _RGB))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z_BD: Tensor, y_B: Condition | Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class DcganCritic(nn.Module):
         channels = [_RGB, *reversed(shape.channels(model.critic_width))]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
-            layers.append(nn.Conv2d(inputs, outputs, 4, 2, 1))
+            layers.append(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=inputs == _RGB))
             if inputs != _RGB:
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.LeakyReLU(0.2))

@@ -120,7 +120,8 @@ class TemporalAttention(nn.Module):
         self.reach = reach
         most = max(channels // 32, 1)
         self.heads = next(h for h in range(most, 0, -1) if channels % h == 0)
-        self.qkv = conv(channels, 3 * channels, 1)
+        # No bias: a key's cancels in the softmax, where Adam would make full steps of rounding.
+        self.qkv = initialised(nn.Conv2d(channels, 3 * channels, 1, bias=False))
         self.narrow = conv(channels, channels, 1, scale=branches**-0.5)
         # What a distance in time is worth: by offset, or by pair of frames.
         places = (2 * reach + 1,) if reach else (frames, frames)
