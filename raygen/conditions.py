@@ -96,8 +96,8 @@ def tokens(text: str, length: int) -> list[int]:
 
 
 def output_channels(config: ConditionsConfig) -> int:
-    """Channels that a generator's last layer makes: RGB, and the mask of `keep_frame`."""
-    return RGB + ("image" in config.kinds)
+    """Channels that a generator's last layer makes: RGB, and mask and shifts of `keep_frame`."""
+    return RGB + 3 * ("image" in config.kinds)
 
 
 def keep_frame(
@@ -105,24 +105,41 @@ def keep_frame(
 ) -> Tensor:
     """A generator's output in [-1, 1] -> clips [B, 3, T, H, W] that begin with the given frame.
 
-    With a fourth channel, m = (1 + x_4) / 2 says where the frame is replaced: x = m f +
-    (1 - m) frame. VGAN's two streams (arXiv 1609.02612, eq. 2) with the still background given
-    and not generated. m is 0 at t = 0, so that the frame is kept to the bit, and 1 throughout
-    where there is no frame. With three channels: the output itself. `times` of the T frames are
-    0, 1, and so on unless given.
+    With three more channels, a mask m = (1 + x_4) / 2 and shifts (x_5, x_6) in sides: each later
+    frame is m f + (1 - m) w, where w shows the given frame as the shifts move it. VGAN's two
+    streams (arXiv 1609.02612, eq. 2), their background given and not generated, and moved as
+    Vondrick & Torralba transform pixels (CVPR 2017, section 3.1): what moves keeps its look. The
+    frame at t = 0 is the given one to the bit; m is 1 throughout where there is none. With three
+    channels: the output itself. `times` of the T frames are 0, 1, and so on unless given.
     """
     if x_BCTHW.shape[1] == RGB:
         return x_BCTHW
     y = Condition.of(y_B)
-    clip_BCTHW, mask_B1THW = x_BCTHW[:, :RGB], (1 + x_BCTHW[:, RGB:]) / 2
+    clip_BCTHW, mask_B1THW = x_BCTHW[:, :RGB], (1 + x_BCTHW[:, RGB : RGB + 1]) / 2
     if y.frame_BCHW is None:
         return clip_BCTHW
-    frame_BC1HW = y.frame_BCHW[:, :, None].to(clip_BCTHW.dtype)
-    at_T = torch.tensor(range(x_BCTHW.shape[2]) if times is None else times, device=x_BCTHW.device)
-    later_T11 = (at_T != 0)[:, None, None]
+    moved_BCTHW = _moved(y.frame_BCHW, x_BCTHW[:, RGB + 1 :]).to(clip_BCTHW.dtype)
     given_B1111 = y.given_BK[:, IMAGE, None, None, None, None]
-    mask_B1THW = torch.where(given_B1111, mask_B1THW * later_T11, 1.0)
-    return mask_B1THW * clip_BCTHW + (1 - mask_B1THW) * frame_BC1HW
+    mask_B1THW = torch.where(given_B1111, mask_B1THW, 1.0)
+    mixed_BCTHW = mask_B1THW * clip_BCTHW + (1 - mask_B1THW) * moved_BCTHW
+    at_T = torch.tensor(range(x_BCTHW.shape[2]) if times is None else times, device=x_BCTHW.device)
+    first_T11 = (at_T == 0)[:, None, None]
+    frame_BC1HW = y.frame_BCHW[:, :, None].to(clip_BCTHW.dtype)
+    return torch.where(given_B1111 & first_T11, frame_BC1HW, mixed_BCTHW)
+
+
+def _moved(frame_BCHW: Tensor, shift_B2THW: Tensor) -> Tensor:
+    """The frame as seen at each pixel plus its shift (right, down; in sides), bilinearly."""
+    batch, _, frames, height, width = shift_B2THW.shape
+    # In fp32: bf16 has no place for the pixels of a large frame. Sides run from -1 to 1.
+    shift_BLW2 = 2 * shift_B2THW.float().permute(0, 2, 3, 4, 1).flatten(1, 2)
+    still = torch.eye(2, 3, device=frame_BCHW.device).expand(batch, 2, 3)
+    grid_BHW2 = F.affine_grid(still, [batch, RGB, height, width], align_corners=False)
+    at_BLW2 = grid_BHW2.repeat(1, frames, 1, 1) + shift_BLW2
+    moved_BCLW = F.grid_sample(
+        frame_BCHW.float(), at_BLW2, padding_mode="border", align_corners=False
+    )
+    return moved_BCLW.unflatten(2, (frames, height))
 
 
 class ConditionEmbedding(nn.Module):

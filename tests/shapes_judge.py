@@ -84,7 +84,7 @@ def _colour(rgb_3: Array) -> str:
 
 def _at_the_edge(mask_THW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     edges = (mask_THW[:, 0], mask_THW[:, -1], mask_THW[:, :, 0], mask_THW[:, :, -1])
-    return np.stack([edge.any(1) for edge in edges]).any(0)
+    return np.asarray(np.stack([edge.any(1) for edge in edges]).any(0))
 
 
 def _centres(mask_THW: npt.NDArray[np.bool_]) -> tuple[Array, Array]:

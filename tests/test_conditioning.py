@@ -217,6 +217,15 @@ def test_the_command_interpolates(
     assert np.array_equal(np.load(folder / "i.npy"), clips)
 
 
+def test_the_command_draws_longer_clips(tmp_path: Path) -> None:
+    export_run(make_run(str(tmp_path), "triplane"), str(tmp_path / "out"))
+    command = ["generate", str(tmp_path / "out"), "--class", "wave", "-o", f"{tmp_path}/long.npy"]
+    for asked, frames in ((["--frames", "40"], 40), (["--fps", "25"], 16), ([], 8)):
+        result = CliRunner().invoke(app, [*command, *asked])
+        assert result.exit_code == 0, result.output
+        assert np.load(tmp_path / "long.npy").shape == (1, frames, 16, 16, 3)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -224,6 +233,7 @@ def test_the_command_interpolates(
         (["--image", __file__], "no picture that can be read"),
         (["--vector", __file__], "no .npy of numbers"),
         (["--interpolate", *["--class", "bend"] * 3], "from one --class to another, not 3"),
+        (["--frames", "64"], "a strided model draws 8 frames at 12.5 a second and no others"),
     ],
 )
 def test_mistakes_of_the_command(asked: list[str], words: str, exported: str) -> None:

@@ -114,17 +114,29 @@ def test_words_do_not_share_ids() -> None:
 
 def test_the_first_frame_is_kept_to_the_bit_and_left_out_where_it_is_dropped() -> None:
     torch.manual_seed(0)
-    x_BCTHW = torch.tanh(torch.randn(2, 4, 5, SIZE, SIZE))
+    x_BCTHW = torch.tanh(torch.randn(2, 6, 5, SIZE, SIZE))
     y_B = made("image").without(torch.tensor([[False] * 4, [True] * 4]))
     clips_BCTHW = keep_frame(x_BCTHW, y_B)
     assert clips_BCTHW.shape == (2, 3, 5, SIZE, SIZE)
     assert torch.equal(clips_BCTHW[0, :, 0], FRAMES_BCHW[0])
     assert torch.equal(clips_BCTHW[1], x_BCTHW[1, :3])
-    mask = (1 + x_BCTHW[0, 3:, 1:]) / 2
-    expected = mask * x_BCTHW[0, :3, 1:] + (1 - mask) * FRAMES_BCHW[0, :, None]
-    torch.testing.assert_close(clips_BCTHW[0, :, 1:], expected)
-    assert keep_frame(x_BCTHW[:, :3], y_B) is not None
     assert torch.equal(keep_frame(x_BCTHW[:, :3], y_B), x_BCTHW[:, :3])
+
+
+def test_later_frames_show_the_first_where_the_mask_says_moved_as_the_shifts_say() -> None:
+    torch.manual_seed(0)
+    x_BCTHW = torch.tanh(torch.randn(2, 6, 5, SIZE, SIZE))
+    x_BCTHW[:, 4:] = 0
+    mask = (1 + x_BCTHW[:, 3:4]) / 2
+    still = FRAMES_BCHW[:, :, None]
+    expected = mask * x_BCTHW[:, :3] + (1 - mask) * still
+    clips_BCTHW = keep_frame(x_BCTHW, made("image"))
+    torch.testing.assert_close(clips_BCTHW[:, :, 1:], expected[:, :, 1:])
+    x_BCTHW[:, 3], x_BCTHW[:, 4], x_BCTHW[:, 5] = -1, 2 / SIZE, -3 / SIZE
+    # What lies two pixels to the right and three above.
+    moved_BCTHW = keep_frame(x_BCTHW, made("image"))[:, :, 1:, 3:, :-2]
+    source = still[:, :, :, :-3, 2:].expand(-1, -1, 4, -1, -1)
+    torch.testing.assert_close(moved_BCTHW, source, atol=1e-5, rtol=1e-5)
 
 
 def networks(kind: str) -> tuple[nn.Module, nn.Module]:
