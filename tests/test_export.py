@@ -93,7 +93,7 @@ def test_an_unknown_class_is_answered_with_the_nearest(generator: Generator) -> 
 def test_what_an_export_says_of_itself(tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "runs"))
     figures = dict.fromkeys(Evaluation.__dataclass_fields__, 0.5)
-    other = {"distance": "embedded Fréchet distance (not FVD)", "controls": {}}
+    other: dict[str, object] = {"distance": "embedded Fréchet distance (not FVD)", "controls": {}}
     other |= {"clips": 64, "class_accuracies": {"wave": 0.5}}
     run.write_json("evaluation.json", figures | other)
     export_run(run, str(tmp_path / "out"))
