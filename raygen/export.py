@@ -138,7 +138,8 @@ class Generator:
         labels: class ids; image: first frames, uint8 [H, W, 3] of the clips' size, which are
         kept; vector: the user's own. One a clip; None where it is left out. `truncation` scales
         the latent: below 1, less varied; `times` is what `self.times` gave. The same seed and
-        conditions give the same clip, to the bit, in whatever company. Raises ConfigError for what this model does not take.
+        conditions give the same clip, to the bit, in whatever company. Raises ConfigError for
+        what this model does not take.
         """
         y_N = self._condition(len(seeds), labels, text, image, vector)
         z_ND = sampling.latents(seeds, self.model.latent_dim, truncation)

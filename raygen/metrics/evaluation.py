@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 NAN = math.nan
-NO_FLOAT = ("distance", "class_accuracies", "controls")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ SHEET_ROWS = 2  # of each class
 BASELINE, REAL = "conv3d", "real"
 CLASSES, PER_CLASS = 4, 30  # of rendered shapes
 
-console = Console()
+# What reads a pipe has no width that a table must fit in.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 def main() -> None:
