@@ -207,9 +207,8 @@ class Pair:
                 critic(torch.cat(clips), y_B.repeat(len(clips))).float().chunk(len(clips))
             )
         penalty = torch.zeros((), device=self.device)
-        weight_B = torch.tensor([loss.r1, loss.r2], device=self.device).repeat_interleave(
-            len(real_BCTHW)
-        )
+        weight_2 = torch.tensor([loss.r1, loss.r2], device=self.device)
+        weight_B = weight_2.repeat_interleave(len(real_BCTHW))
         if finite:
             penalty = losses.difference_penalty(
                 torch.cat(logits[:2]), torch.cat(logits[2:]), loss.penalty_sigma, weight_B

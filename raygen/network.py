@@ -163,7 +163,10 @@ class Opponent:
         return output
 
     def with_features(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
-        """A critic's logits [B], and what enters its `head`, averaged over positions: [B, C]."""
+        """A critic's logits [B], and what enters its `head`, averaged over positions: [B, C].
+
+        Of a critic that judges frame by frame, a row a frame.
+        """
         entered: list[Tensor] = []
         head: Any = self._module.head
         hook = head.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
@@ -171,7 +174,7 @@ class Opponent:
             output = self(*inputs)
         finally:
             hook.remove()
-        return output, entered[0].flatten(2).mean(2)
+        return output, entered[0].reshape(*entered[0].shape[:2], -1).mean(2)
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def train_plain(case: Case) -> dict[str, Any]:
         draws = Draws.at(config, step, rows)
         plain.step(batches(config, step, rows), draws, step=step, progress=step / case.steps)
     generator, critic = plain.generator.state_dict(), plain.critic.state_dict()
-    averages = {name: mean.tolist() for name, mean in plain.means.items()}
+    averages = {name: mean.flatten().tolist() for name, mean in plain.means.items()}
     objective = {"probability": plain.probability, "averages": averages}
     return {"generator": generator, "critic": critic, "ema": plain.average, "objective": objective}
 
