@@ -139,7 +139,7 @@ def _moved(frame_BCHW: Tensor, shift_B2THW: Tensor) -> Tensor:
     moved_BCLW = F.grid_sample(
         frame_BCHW.float(), at_BLW2, padding_mode="border", align_corners=False
     )
-    return moved_BCLW.reshape(batch, RGB, frames, height, width)
+    return moved_BCLW.view(batch, -1, frames, height, width)
 
 
 class ConditionEmbedding(nn.Module):
