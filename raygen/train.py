@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import ray
 
@@ -110,6 +111,14 @@ def _located(config: Config) -> Config:
         "data.cache.uri": config.data.cache.uri,
     }
     absolute = {key: store.absolute(uri) for key, uri in uris.items() if uri}
+    models = {
+        "conditions.encoder": config.conditions.encoder,
+        "evaluate.features": config.evaluate.features,
+    }
+    names = ("tokens", "minilm", "embedded")
+    for key, path in models.items():
+        if path not in names and Path(path).exists():
+            absolute[key] = store.absolute(path)
     return Config.parse(config.dump(), absolute)
 
 
