@@ -79,12 +79,15 @@ class PlainPair:
             loss = F.softplus(-play).mean()
         elif config.loss.kind == "hinge":
             loss = -play.mean()
-        for weight, name, fakes, reals in (
-            (config.loss.roughness, "roughness", temporal.roughness(fake), temporal.roughness(x)),
-            (config.loss.patches, "patches", temporal.unexplained(fake), temporal.unexplained(x)),
-            (config.loss.features, "features", fake_features, real_features),
+        for weight, name, statistics in (
+            (config.loss.roughness, "roughness", lambda: map(temporal.roughness, (fake, x))),
+            (config.loss.patches, "patches", lambda: map(temporal.unexplained, (fake, x))),
+            (config.loss.features, "features", lambda: (fake_features, real_features)),
         ):
-            if weight and f"{name}/real" in self.means:
+            if not weight:
+                continue
+            fakes, reals = statistics()
+            if f"{name}/real" in self.means:
                 gap = (self.means[f"{name}/fake"] - self.means[f"{name}/real"]).float()
                 loss = loss + weight * (fakes.mean(0) * gap).sum()
             measured |= {f"{name}/fake": [fakes], f"{name}/real": [reals]}
