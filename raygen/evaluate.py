@@ -27,10 +27,6 @@ SPANS = 8  # real clips cut from each video, at most
 OnNote = Callable[[str], None]
 
 
-def _silent(note: str) -> None:
-    del note
-
-
 @dataclass(frozen=True)
 class Findings:
     """A judgement and what it is about: clips uint8 [M,T,H,W,3] and [N,T,H,W,3], class ids."""
@@ -50,7 +46,7 @@ class Findings:
         return self.judgement.evaluation
 
 
-def evaluate_run(run: Run, on_note: OnNote = _silent) -> Evaluation:
+def evaluate_run(run: Run, on_note: OnNote = lambda note: None) -> Evaluation:
     """Judges the run's averaged generator and writes evaluation.json into the run.
 
     As many clips of each class are generated. Raises DataError where the real clips are too few.
@@ -77,7 +73,7 @@ def scored(evaluation: Evaluation) -> dict[str, object]:
     return evaluation.as_dict() | {"score": score}
 
 
-def judge_run(run: Run, on_note: OnNote = _silent, against: str = "") -> Findings:
+def judge_run(run: Run, on_note: OnNote = lambda note: None, against: str = "") -> Findings:
     """Judges the run's averaged generator against its own clips, or those at `against`.
 
     Raises DataError where the real clips are too few, or lack a class that the run has.
@@ -95,7 +91,7 @@ def judge_run(run: Run, on_note: OnNote = _silent, against: str = "") -> Finding
 
 
 def judge_folder(
-    uri: str, against: str, overrides: Sequence[str] = (), on_note: OnNote = _silent
+    uri: str, against: str, overrides: Sequence[str] = (), on_note: OnNote = lambda note: None
 ) -> Findings:
     """Judges the clips in a folder (raygen.generated) against the real ones at `against`.
 
