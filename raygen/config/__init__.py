@@ -31,6 +31,7 @@ from raygen.config.model import (
     ResidualConfig,
     StridedConfig,
     TriplaneConfig,
+    TwoStreamConfig,
     UpsamplingConfig,
     families,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TriplaneConfig",
+    "TwoStreamConfig",
     "UpsamplingConfig",
     "families",
     "presets",

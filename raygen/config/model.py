@@ -35,6 +35,12 @@ class StridedConfig(_Family):
     kind: Literal["strided"] = Field("strided", description="model family")
 
 
+class TwoStreamConfig(_Family):
+    """A moving foreground over a still background (VGAN, arXiv 1609.02612), modulated, filtered."""
+
+    kind: Literal["twostream"] = Field("twostream", description="model family")
+
+
 class UpsamplingConfig(_Family):
     """Trilinear upsampling, convolutions modulated by (latent, class), pixel norm: clean motion."""
 
@@ -89,6 +95,7 @@ class MlpConfig(_Family):
 
 ModelConfig = Annotated[
     StridedConfig
+    | TwoStreamConfig
     | UpsamplingConfig
     | ResidualConfig
     | TriplaneConfig

@@ -21,6 +21,7 @@ from raygen.config import (
     ModelConfig,
     ResidualConfig,
     TriplaneConfig,
+    TwoStreamConfig,
     UpsamplingConfig,
 )
 from raygen.models.baselines import DcganCritic, DcganGenerator, MlpCritic, MlpGenerator
@@ -31,6 +32,7 @@ from raygen.models.residual import ResidualGenerator
 from raygen.models.residual_critic import FrameCritic, JointCritic, ResidualCritic
 from raygen.models.timed import Timed
 from raygen.models.triplane import TriplaneGenerator
+from raygen.models.twostream import TwoStreamGenerator
 
 __all__ = [
     "Timed",
@@ -55,6 +57,8 @@ def build_generator(
             return MlpGenerator(model, data, classes, conditions)
         case DcganConfig():
             return DcganGenerator(model, data, classes, conditions)
+        case TwoStreamConfig():
+            return TwoStreamGenerator(model, data, classes, conditions)
         case UpsamplingConfig():
             return UpsamplingGenerator(model, data, classes, conditions)
         case ResidualConfig():

@@ -83,6 +83,11 @@ def pixel_norm(x_BCTHW: Tensor) -> Tensor:
     return x_BCTHW * (x_BCTHW.square().mean(1, keepdim=True) + 1e-6).rsqrt()
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Eight groups; a layer narrower than that, or not divisible, takes what divides it."""
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+
+
 class Recomputing(nn.Module):
     """A network that can recompute what its blocks hold, where the backward pass needs it.
 

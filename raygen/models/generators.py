@@ -19,6 +19,7 @@ from raygen.config import (
 from raygen.models.blocks import (
     Recomputing,
     UpsamplingBlock,
+    group_norm,
     pixel_norm,
     pyramid,
     transposed_conv,
@@ -107,5 +108,4 @@ class UpsamplingGenerator(Recomputing):
 def _norm(model: StridedConfig | Conv3dConfig, channels: int) -> nn.Module:
     if model.batch_statistics:
         return nn.BatchNorm3d(channels)
-    # Eight groups; a layer narrower than that, or not divisible, takes what divides it.
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    return group_norm(channels)
