@@ -101,6 +101,9 @@ class Budget(Section):
 
     minutes: float | None = Field(None, gt=0, description="training time; schedules end here too")
     dollars: float | None = Field(None, gt=0, description="price of the nodes while they train")
+    steps: int | None = Field(
+        None, ge=1, description="stops here, on the schedules of train.steps; with more it goes on"
+    )
 
 
 class HealthConfig(Section):
