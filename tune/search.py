@@ -1,0 +1,392 @@
+"""A search from its first trial to its best: what `python -m tune SPACE.yaml` runs.
+
+Everything that can be wrong is said before the first trial. Then Ray Tune runs trials (tune.trial)
+as the BudgetScheduler says, an accountant holds the cap, and what happens is kept on the storage
+as it happens: the same command goes on where the last one ended, however it ended.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.tune import Callback, RunConfig, Stopper, TuneConfig, Tuner, with_resources
+
+from raygen.cost.accountant import Accountant
+from raygen.cost.bill import Remote
+from raygen.cost.ledger import Ledger
+from raygen.cost.prices import price
+from raygen.data import store
+from raygen.data.catalog import Catalogue
+from raygen.data.scan import scan
+from raygen.errors import ConfigError, DataError, Interrupted, RaygenError, TrainingError
+from raygen.export import export_run
+from raygen.ray_session import on_this_node
+from raygen.runs import Run, checkpoint_name
+from raygen.train import connect
+from tune.budget import BudgetScheduler
+from tune.desk import start_desk
+from tune.hparams import HParams
+from tune.judge import start_judge
+from tune.measure import Profile, measure
+from tune.policy import Policy
+from tune.progress import Progress, Purse
+from tune.records import BEST, CATALOGUE, Records, Result
+from tune.space import Space
+from tune.trial import Handed, run_trial
+
+LOOK_EVERY_S = 0.5
+# Trials that failed, and nothing else: it is not their configuration.
+BARREN = 3
+# A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
+# after the first level of the first trial the policy knows better.
+START_S, JUDGE_S = 8.0, 20.0
+
+
+def prepare(space: Space, storage: str, budget: float) -> Records:
+    """The search at `storage`, new or to go on with, before anything costs.
+
+    Raises ConfigError where the budget is none or is spent, or the storage has another search.
+    """
+    if not math.isfinite(budget) or budget <= 0:
+        raise ConfigError(f"--budget must be a number of dollars above 0 (got {budget:g})")
+    price(space.base.train.node)
+    if not space.base.data.uri:
+        raise ConfigError(
+            "data.uri is empty: say where the clips are, as in data.uri=s3://bucket/clips; "
+            "`raygen data synth FOLDER` renders some",
+            "data.uri",
+        )
+    if Records.find(storage) is None:
+        store.check_writable(storage)
+    records = Records.open(storage, space)
+    spent = Ledger(storage).book.committed
+    if spent >= budget and "ended" not in records.document:
+        raise ConfigError(
+            f"--budget {budget:g}: ${spent:.4f} is spent already, or was leased when it was last "
+            f"seen; raise it to go on (raygen cost {storage})"
+        )
+    return records
+
+
+def is_over(records: Records, budget: float) -> bool:
+    """Whether the search has come to its end under no smaller a budget."""
+    ended = records.document.get("ended")
+    return ended is not None and budget <= ended["budget"]
+
+
+class Search:
+    """One run of a search; `run` returns why it ended, once the best is exported.
+
+    `parallel` trials run at once, as many as the cluster has room for if it is None. Raises
+    RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        records: Records,
+        budget: float,
+        progress: Progress,
+        *,
+        parallel: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.space, self.records, self.budget, self.progress = space, records, budget, progress
+        self._parallel, self._seed = parallel, seed
+        self.interrupts: list[int] = []
+        self.over = threading.Event()
+        self.failure: BaseException | None = None
+        self._fatal = ""
+
+    def run(self) -> str:
+        """Searches until the money, the trials or the user's patience are at their end."""
+        connect(self.space.base, self.progress.note)
+        self._catalogue()
+        accountant = on_this_node(Accountant, max_concurrency=16).remote(
+            self.records.storage,
+            cap=self.budget,
+            owner="search",
+            otherwise=self.space.base.train.node,
+        )
+        self.accounts: Any = Remote(accountant)
+        try:
+            _unwrapped(self.accounts.begin)
+            with _counted_interrupts(self.interrupts):
+                reason = self._search(accountant)
+                self._finish(reason)
+        finally:
+            self.accounts.close()
+        return reason
+
+    def _catalogue(self) -> None:
+        uri, data = self.records.path(CATALOGUE), self.space.base.data
+        if store.exists(uri):
+            return
+        if data.uri.endswith(".parquet"):
+            found = Catalogue.read(data.uri)
+        else:
+            found = scan(data.uri, limits=data.limits)
+        found = found.of_split(data.split) if data.split else found
+        usable = found.usable(data.frames / data.fps)
+        if not len(usable):
+            raise DataError(f"none of the {len(found)} videos at {data.uri} can be used", data.uri)
+        usable.write(uri)
+
+    def _search(self, accountant: Any) -> str:
+        slots = self._parallel or _slots(self.space, ray.cluster_resources())
+        policy = self._policy(slots)
+        self.desk, judge = start_desk(), start_judge(self.space.base.evaluate.cpus)
+        handed = Handed(self.space, self.records.storage, self.desk, judge, accountant)
+        scheduler = BudgetScheduler(
+            policy,
+            _Money(self.accounts),
+            self.records.save_policy,
+            metric=self.space.metric,
+            mode=self.space.mode,
+        )
+        hparams = HParams(self.records.storage, self.space.metric)
+        recorder = _Recorder(self.records, hparams)
+        tuning = threading.Thread(
+            target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
+        )
+        tuning.start()
+        reason = self._watch(tuning)
+        tuning.join()
+        hparams.close()
+        if self.interrupts:
+            raise Interrupted("stopped and saved; the same command goes on")
+        if self._fatal:
+            raise TrainingError(self._fatal, 0)
+        if self.failure is not None:
+            raise self.failure
+        return reason
+
+    def _tune(self, handed: Handed, scheduler: BudgetScheduler, recorder: Callback) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 << 30))  # the state is our own
+
+        def trainable(config: dict[str, Any]) -> None:
+            run_trial(config, handed)
+
+        try:
+            Tuner(
+                # Workers reserve what they need; their driver waits, and needs a bit of memory.
+                with_resources(trainable, {"CPU": 0, "memory": 1 << 20}),
+                tune_config=TuneConfig(
+                    scheduler=scheduler,
+                    search_alg=scheduler.searcher,
+                    num_samples=-1,
+                    reuse_actors=False,
+                ),
+                run_config=RunConfig(
+                    name="search",
+                    storage_path=tempfile.mkdtemp(prefix="raygen-tune-"),
+                    callbacks=[recorder],
+                    stop=_Over(self.over),
+                    verbose=0,
+                ),
+            ).fit()
+        except BaseException as error:
+            self.failure = error
+
+    def _policy(self, slots: int) -> Policy:
+        kept = self.records.load_policy()
+        if kept is not None:
+            return BudgetScheduler.restored(self.space, kept)
+        profile = self._profile()
+        bill = self.accounts.bill()
+        # Of everything that is paid, idle nodes included, a trial's part.
+        rate = bill.rate / slots
+        step_s = max(profile.step_s, 1e-4)
+        level_s = step_s * self.space.levels[0] + JUDGE_S
+        start_s = profile.start_s + START_S
+        least = bill.dollars + bill.rate * (start_s + level_s)
+        if least > self.budget - self.accounts.drain():
+            raise ConfigError(
+                f"--budget {self.budget:g} is too little: a trial's first level takes about "
+                f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least that "
+                f"works is {_up(least + self.accounts.drain()):g}"
+            )
+        return Policy(
+            self.space,
+            money=self.budget,
+            levels=len(self.space.levels),
+            workers=slots,
+            level_dollars=level_s * rate,
+            restart_dollars=start_s * rate,
+            seed=self._seed,
+        )
+
+    def _profile(self) -> Profile:
+        known = self.records.document.get("profile")
+        if known is None:
+            self.progress.note("measuring 30 steps of the base configuration")
+            known = asdict(measure(self.space.base))
+            self.records.set(profile=known)
+        profile = Profile(**known)
+        self.progress.note(
+            f"a step takes {profile.step_s * 1e3:.0f} ms and {profile.memory_gb:.2g} GB, "
+            f"drawing a clip {profile.clip_s * 1e3:.0f} ms"
+        )
+        return profile
+
+    def _watch(self, tuning: threading.Thread) -> str:
+        """Shows how it goes until it is over; why it is."""
+        reason, told = "nothing that the money buys is left to do", False
+        while tuning.is_alive():
+            tuning.join(LOOK_EVERY_S)
+            running, notes = ray.get(self.desk.look.remote())
+            for note in [*notes, *self.accounts.notes()]:
+                self.progress.note(note)
+            bill = self.accounts.bill()
+            purse = Purse(bill.dollars, self.accounts.reserved(), self.budget, bill.rate)
+            self.progress.show(self.records, self.space, running, purse)
+            failed = [trial for trial in self.records.trials.values() if trial.detail]
+            if len(failed) >= BARREN and len(failed) == len(self.records.trials):
+                self._fatal = f"none of {len(failed)} trials could be trained: {failed[-1].detail}"
+            wanted = bill.stop or ("Ctrl-C" if self.interrupts else "") or self._fatal
+            if wanted and not told:
+                told, reason = True, wanted
+                self.progress.note(f"{wanted}: saving what runs")
+                self.desk.stop.remote()
+            if told and (not running or len(self.interrupts) > 1):
+                self.over.set()
+        return reason
+
+    def _finish(self, reason: str) -> None:
+        best = self.records.best
+        if best is None:
+            raise TrainingError(
+                f"{reason}, and no trial has come to a figure; the same command with a larger "
+                "--budget goes on",
+                0,
+            )
+        trial, result = best
+        destination = self.records.path(BEST)
+        for item in list(store.list_objects(destination)) if _there(destination) else []:
+            store.delete(item.uri)
+        run = Run.open(self.records.run_uri(trial))
+        export_run(run.at(run.path(checkpoint_name(result.step))), destination)
+        self.records.set(
+            ended={
+                "at": time.time(),
+                "reason": reason,
+                "budget": self.budget,
+                "spent": self.accounts.bill().dollars,
+                "best": trial.name,
+            }
+        )
+
+
+class _Money:
+    """The purse as the scheduler sees it."""
+
+    def __init__(self, accounts: Any) -> None:
+        self._accounts = accounts
+
+    def left(self) -> float:
+        """Dollars that are neither spent nor promised."""
+        return float(self._accounts.left())
+
+    def admit(self, dollars: float) -> bool:
+        """Whether so much more may be begun."""
+        return dollars <= self.left()
+
+
+class _Over(Stopper):  # type: ignore[misc]
+    """Ends Tune once the event is set."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self._over = over
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """No trial is ended by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether everything is."""
+        return self._over.is_set()
+
+
+class _Recorder(Callback):  # type: ignore[misc]
+    """Keeps what trials report."""
+
+    def __init__(self, records: Records, hparams: HParams) -> None:
+        self._records, self._hparams = records, hparams
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """A level was judged."""
+        metric = self._records.metric
+        made = Result(
+            level=result["level"],
+            step=result["step"],
+            dollars=result["dollars"],
+            score=float(result[metric]),
+            at=time.time(),
+            figures={k: v for k, v in result["figures"].items() if math.isfinite(v)},
+        )
+        kept = self._records.report(result["trial"], trial.config["values"], made)
+        self._hparams.add(kept, made)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial failed for good."""
+        error = trial.get_error() or trial.error_file
+        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+        detail = lines[-1].removeprefix("RuntimeError: ") if lines else "it failed"
+        self._records.fail(trial.config["trial"], trial.config["values"], detail)
+
+
+def _slots(space: Space, resources: Mapping[str, float]) -> int:
+    """How many trials of the fewest workers the cluster holds now; one at least."""
+    train = space.base.train
+    each = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    counts = [
+        int(resources.get(kind, 0.0) / (amount * train.least_workers))
+        for kind, amount in each.items()
+        if amount
+    ]
+    return max(1, min(counts))
+
+
+def _there(folder: str) -> bool:
+    return store.exists(store.join(folder, "config.json"))
+
+
+def _up(dollars: float) -> float:
+    """Rounded up to two digits that count."""
+    unit = 10.0 ** (math.floor(math.log10(dollars)) - 1)
+    return round(math.ceil(dollars / unit) * unit, 12)
+
+
+def _unwrapped(call: Any) -> Any:
+    """What an actor's method returns, or raises of ours."""
+    try:
+        return call()
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RaygenError):
+            message = str(cause).replace("budget.dollars=", "--budget ")
+            raise ConfigError(message) from None
+        raise
+
+
+@contextmanager
+def _counted_interrupts(interrupts: list[int]) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
