@@ -50,7 +50,7 @@ RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3
 
 def main() -> None:
     """The console script."""
-    _guard_local_ray()
+    guard_local_ray()
     try:
         app()
     except RaygenError as error:
@@ -277,7 +277,8 @@ def _best(run: Run) -> str:
     return checkpoint
 
 
-def _guard_local_ray() -> None:
+def guard_local_ray() -> None:
+    """A local Ray that this process starts serves nobody else."""
     # Ray listens on every interface and runs what it is sent: a Ray of our own asks for a token
     # that only its processes have. Ray reads these when it is imported.
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:

@@ -16,6 +16,8 @@ from rich.console import Console
 
 from raygen.cli import guard_local_ray
 from raygen.errors import RaygenError
+from tune.prepare import is_over, prepare
+from tune.progress import progress
 from tune.records import BEST, Records
 from tune.space import Space
 
@@ -64,15 +66,14 @@ def search(
     goes on where it stopped.
     """
     checked = Space.load(space, overrides or [])
-    # Ray takes seconds to import: not before what can be wrong without it.
-    from tune.progress import progress
-    from tune.search import Search, is_over, prepare
-
     place = storage or f"searches/{space.stem}"
     records = prepare(checked, place, budget)
     if is_over(records, budget):
         console.print("this search is over; a larger --budget goes on", soft_wrap=True)
     else:
+        # Ray takes seconds to import: not before what can be wrong without it.
+        from tune.search import Search
+
         with progress(console) as shown:
             Search(checked, records, budget, shown, parallel=parallel, seed=seed).run()
     _best(records, checked)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -51,7 +48,10 @@ class Desk:
         return dict(self._standings), notes
 
 
-def start_desk() -> Any:
-    """The handle of a desk on this node; it lives as long as the driver."""
+def beside_driver(actor: type[Any], **options: Any) -> Any:
+    """An actor class whose actors live on this node, hold nothing, and end with the driver."""
+    import ray  # takes seconds, and a Standing needs none
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(actor)

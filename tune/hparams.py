@@ -1,4 +1,4 @@
-"""Trials in TensorBoard's HParams while the search runs: `tensorboard --logdir STORAGE/tensorboard`.
+"""Trials in TensorBoard's HParams as they run: `tensorboard --logdir STORAGE/tensorboard`.
 
 Event files grow by appending, which S3 has not: for a storage there they are written to a scratch
 folder and uploaded whole.

@@ -96,7 +96,7 @@ def parallel(
     """A line a trial over upright axes (label, ticks at 0 to 1); a series has a point an axis."""
     gap = (W - 2 * LEFT) / max(1, len(axes) - 1)
     top, bottom = TOP + 22, H - 14
-    body = []
+    body, labels = [], []
     for k, (label, ticks) in enumerate(axes):
         a = LEFT + k * gap
         anchor = "start" if k == 0 else "end" if k == len(axes) - 1 else "middle"
@@ -107,7 +107,9 @@ def parallel(
         )
         for at, text in ticks:
             b = bottom - at * (bottom - top)
-            body.append(f'<text class="tick" x="{a + 4:.1f}" y="{b + 3:.1f}">{escape(text)}</text>')
+            labels.append(
+                f'<text class="tick" x="{a + 4:.1f}" y="{b + 3:.1f}">{escape(text)}</text>'
+            )
     for each in sorted(series, key=lambda s: -s.rank):
         path = " ".join(
             f"{LEFT + k * gap:.1f},{bottom - at * (bottom - top):.1f}"
@@ -116,7 +118,7 @@ def parallel(
         body.append(
             f'<g {_mark(each)}><title>{escape(each.tip)}</title><polyline points="{path}"/></g>'
         )
-    return _plot("".join(body), "configurations: " + ", ".join(label for label, _ in axes))
+    return _plot("".join(body + labels), "configurations: " + ", ".join(label for label, _ in axes))
 
 
 def bars(shares: dict[str, float]) -> str:

@@ -34,10 +34,11 @@ SHOWN = 96  # pixels
 CLIP_S = "clip_s"
 
 MORE_STYLE = """
-:root { --good: #0b6e4f; --poor: #9aa3ad; } 
+:root { --good: #0b6e4f; --poor: #9aa3ad; }
 @media (prefers-color-scheme: dark) { :root { --good: #4fd1a1; --poor: #555c66; } }
 svg { width: 100%; min-width: 34rem; height: auto; display: block; }
-svg text { fill: var(--soft); font-size: 12px; } svg .tick { font-size: 10.5px; }
+svg text { fill: var(--soft); font-size: 12px; }
+svg .tick { font-size: 10.5px; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .axis { stroke: var(--soft); fill: none; } .grid { stroke: var(--rule); stroke-width: .6; }
 .bar { fill: var(--good); } .front { stroke: var(--good); fill: none; stroke-dasharray: 5 4; }
 .t { --c: color-mix(in oklab, var(--good), var(--poor) calc(var(--rank) * 100%)); cursor: default; }
@@ -221,6 +222,10 @@ def _importance(records: Records, judged: Judged) -> str:
             column = np.array([[axis.at(value)] for value in values])
         columns.append(column)
         widths[_short(key)] = column.shape[1]
+    # Not a key, but it moves the figure: some were trained longer than others.
+    last = len(records.document["levels"])
+    columns.append(np.array([[result.level / last] for _, result in judged]))
+    widths["(how far it was trained)"] = 1
     sign = 1 if records.mode == "min" else -1
     scores = np.array([sign * result.score for _, result in judged])
     found = analysis.importance(np.concatenate(columns, 1), scores, widths)

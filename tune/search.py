@@ -20,28 +20,26 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.tune import Callback, RunConfig, Stopper, TuneConfig, Tuner, with_resources
+from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
 
 from raygen.cost.accountant import Accountant
 from raygen.cost.bill import Remote
-from raygen.cost.ledger import Ledger
-from raygen.cost.prices import price
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
 from raygen.errors import ConfigError, DataError, Interrupted, RaygenError, TrainingError
 from raygen.export import export_run
-from raygen.ray_session import on_this_node
 from raygen.runs import Run, checkpoint_name
 from raygen.train import connect
 from tune.budget import BudgetScheduler
-from tune.desk import start_desk
+from tune.desk import Desk, beside_driver
+from tune.hooks import Money, Over, Recorder
 from tune.hparams import HParams
 from tune.judge import start_judge
 from tune.measure import Profile, measure
 from tune.policy import Policy
 from tune.progress import Progress, Purse
-from tune.records import BEST, CATALOGUE, Records, Result
+from tune.records import BEST, CATALOGUE, Records
 from tune.space import Space
 from tune.trial import Handed, run_trial
 
@@ -51,38 +49,6 @@ BARREN = 3
 # A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
 # after the first level of the first trial the policy knows better.
 START_S, JUDGE_S = 8.0, 20.0
-
-
-def prepare(space: Space, storage: str, budget: float) -> Records:
-    """The search at `storage`, new or to go on with, before anything costs.
-
-    Raises ConfigError where the budget is none or is spent, or the storage has another search.
-    """
-    if not math.isfinite(budget) or budget <= 0:
-        raise ConfigError(f"--budget must be a number of dollars above 0 (got {budget:g})")
-    price(space.base.train.node)
-    if not space.base.data.uri:
-        raise ConfigError(
-            "data.uri is empty: say where the clips are, as in data.uri=s3://bucket/clips; "
-            "`raygen data synth FOLDER` renders some",
-            "data.uri",
-        )
-    if Records.find(storage) is None:
-        store.check_writable(storage)
-    records = Records.open(storage, space)
-    spent = Ledger(storage).book.committed
-    if spent >= budget and "ended" not in records.document:
-        raise ConfigError(
-            f"--budget {budget:g}: ${spent:.4f} is spent already, or was leased when it was last "
-            f"seen; raise it to go on (raygen cost {storage})"
-        )
-    return records
-
-
-def is_over(records: Records, budget: float) -> bool:
-    """Whether the search has come to its end under no smaller a budget."""
-    ended = records.document.get("ended")
-    return ended is not None and budget <= ended["budget"]
 
 
 class Search:
@@ -113,7 +79,7 @@ class Search:
         """Searches until the money, the trials or the user's patience are at their end."""
         connect(self.space.base, self.progress.note)
         self._catalogue()
-        accountant = on_this_node(Accountant, max_concurrency=16).remote(
+        accountant = beside_driver(Accountant, max_concurrency=16).remote(
             self.records.storage,
             cap=self.budget,
             owner="search",
@@ -146,17 +112,18 @@ class Search:
     def _search(self, accountant: Any) -> str:
         slots = self._parallel or _slots(self.space, ray.cluster_resources())
         policy = self._policy(slots)
-        self.desk, judge = start_desk(), start_judge(self.space.base.evaluate.cpus)
+        self.desk = beside_driver(Desk).remote()
+        judge = start_judge(self.space.base.evaluate.cpus)
         handed = Handed(self.space, self.records.storage, self.desk, judge, accountant)
         scheduler = BudgetScheduler(
             policy,
-            _Money(self.accounts),
+            Money(self.accounts),
             self.records.save_policy,
             metric=self.space.metric,
             mode=self.space.mode,
         )
         hparams = HParams(self.records.storage, self.space.metric)
-        recorder = _Recorder(self.records, hparams)
+        recorder = Recorder(self.records, hparams)
         tuning = threading.Thread(
             target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
         )
@@ -193,7 +160,7 @@ class Search:
                     name="search",
                     storage_path=tempfile.mkdtemp(prefix="raygen-tune-"),
                     callbacks=[recorder],
-                    stop=_Over(self.over),
+                    stop=Over(self.over),
                     verbose=0,
                 ),
             ).fit()
@@ -212,11 +179,11 @@ class Search:
         level_s = step_s * self.space.levels[0] + JUDGE_S
         start_s = profile.start_s + START_S
         least = bill.dollars + bill.rate * (start_s + level_s)
-        if least > self.budget - self.accounts.drain():
+        if least > bill.limit:
             raise ConfigError(
                 f"--budget {self.budget:g} is too little: a trial's first level takes about "
-                f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least that "
-                f"works is {_up(least + self.accounts.drain()):g}"
+                f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least "
+                f"that works is {_up(least + self.budget - bill.limit):g}"
             )
         return Policy(
             self.space,
@@ -287,66 +254,6 @@ class Search:
                 "best": trial.name,
             }
         )
-
-
-class _Money:
-    """The purse as the scheduler sees it."""
-
-    def __init__(self, accounts: Any) -> None:
-        self._accounts = accounts
-
-    def left(self) -> float:
-        """Dollars that are neither spent nor promised."""
-        return float(self._accounts.left())
-
-    def admit(self, dollars: float) -> bool:
-        """Whether so much more may be begun."""
-        return dollars <= self.left()
-
-
-class _Over(Stopper):  # type: ignore[misc]
-    """Ends Tune once the event is set."""
-
-    def __init__(self, over: threading.Event) -> None:
-        self._over = over
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """No trial is ended by itself."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether everything is."""
-        return self._over.is_set()
-
-
-class _Recorder(Callback):  # type: ignore[misc]
-    """Keeps what trials report."""
-
-    def __init__(self, records: Records, hparams: HParams) -> None:
-        self._records, self._hparams = records, hparams
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any
-    ) -> None:
-        """A level was judged."""
-        metric = self._records.metric
-        made = Result(
-            level=result["level"],
-            step=result["step"],
-            dollars=result["dollars"],
-            score=float(result[metric]),
-            at=time.time(),
-            figures={k: v for k, v in result["figures"].items() if math.isfinite(v)},
-        )
-        kept = self._records.report(result["trial"], trial.config["values"], made)
-        self._hparams.add(kept, made)
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
-        error = trial.get_error() or trial.error_file
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-        detail = lines[-1].removeprefix("RuntimeError: ") if lines else "it failed"
-        self._records.fail(trial.config["trial"], trial.config["values"], detail)
 
 
 def _slots(space: Space, resources: Mapping[str, float]) -> int:

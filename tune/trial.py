@@ -1,9 +1,9 @@
 """A trial under Ray Tune: raygen's own training, level by level, each judged and reported.
 
 The driver holds no CPU: its workers do, as a Ray Train job of its own, elastic and preemptible. At
-a level the run ends, saved; what the scheduler then says is to go on, or to pause, and a trial that
-is paused holds nothing. The run keeps its name, so that it always goes on from its last checkpoint,
-whoever starts it, on another day or after `kill -9`: no step that reached a checkpoint is paid twice.
+a level the run ends, saved; the scheduler then says whether it goes on or pauses, and a trial that
+is paused holds nothing. The run keeps its name: it goes on from its last checkpoint, whoever starts
+it, on another day or after `kill -9`, and no step that reached a checkpoint is paid for twice.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Handed:
 class _Driver:
     def __init__(self, handed: Handed, number: int, values: Mapping[str, Any]) -> None:
         self.handed, self.number, self.values = handed, number, values
-        self.purse = Purse(Remote(handed.accountant), trial_name(number), trial=True)
+        self.accounts = Remote(handed.accountant)
+        self.purse = Purse(self.accounts, trial_name(number), trial=True)
         self.stop = threading.Event()
         self.status: Status | None = None
         self._answer: Any = None
@@ -79,9 +80,15 @@ class _Driver:
         # One that was trained, and perhaps judged, when the last driver was killed.
         if run is None or checkpoint not in run.checkpoints():
             run = fit(
-                config, on_status=self._seen, on_note=self._note, stop=self.stop, purse=self.purse
+                config,
+                on_status=self._seen,
+                on_note=self._note,
+                stop=self.stop,
+                accounts=self.accounts,
             )
             checkpoint = run.path(checkpoint_name(step))
+            if checkpoint not in run.checkpoints():
+                raise Interrupted("the cap was reached before the level")
         found = figures(checkpoint)
         if found is None:
             self._post("judge", step)
