@@ -97,8 +97,7 @@ class _Worker:
             self.config,
             resumed.progress,
             elapsed_s=job.elapsed_s,
-            dollars=job.dollars,
-            nodes=len(set(nodes)),
+            bill=job.bill,
         )
         # The decode actors start while the engines are built.
         dealer = self._dealer(nodes) if self.rank == 0 else None

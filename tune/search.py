@@ -84,6 +84,8 @@ class Search:
             cap=self.budget,
             owner="search",
             otherwise=self.space.base.train.node,
+            lease_s=self.space.base.budget.lease_s,
+            drain_s=self.space.base.budget.drain_s,
         )
         self.accounts: Any = Remote(accountant)
         try:

@@ -7,8 +7,8 @@
     accountant.close()
 
 A thread looks at the nodes once a second; nothing that is asked here waits for storage. When this
-process dies no lease is renewed, and on rented nodes a watchdog ends each one when its lease is over.
-The next accountant at that place charges what was leased in full and goes on from there.
+process dies no lease is renewed, and on rented nodes a watchdog ends each one when its lease is
+over. The next accountant at that place charges what was leased in full and goes on from there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from raygen.cost.bill import Bill
 from raygen.cost.book import HOUR, Book
 from raygen.cost.cap import Look, Node, Terms
 from raygen.cost.cluster import Cluster
-from raygen.cost.entries import Entry, Held, Lease, Lost, Released, Settled
+from raygen.cost.entries import Entry, Freed, Held, Kept, Lease, Lost, Released, Settled
 from raygen.cost.ledger import Ledger
 from raygen.cost.prices import price
-from raygen.errors import ConfigError, StorageError
+from raygen.errors import ClusterError, ConfigError, StorageError
 
 LOOK_EVERY_S = 1.0
 FIRST_S = 60.0  # until workers have made a first step
@@ -46,6 +46,7 @@ class _Snapshot:
     spent: float = 0.0
     reserved: float = 0.0
     drain: float = 0.0
+    kept: float = 0.0
     rate: float = 0.0
     stop_at: float = math.inf
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -83,7 +84,8 @@ class Accountant:
         self._lost: list[Lost] = []
         self._promised: dict[str, tuple[float, float]] = {}
         self._notes: list[str] = []
-        self._failure = ""
+        self._kept: Kept | None = None
+        self._failing = self._stopped = self._superseded = False
         self._now = _Snapshot()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="accountant", daemon=True)
@@ -98,7 +100,7 @@ class Accountant:
         nodes = self._cluster.look(wait=True)[0]
         left = self.cap - self.ledger.book.committed
         needed = capped.least([node.ceiling for node in nodes.values()], self.terms, FIRST_S)
-        needed += self._spare(nodes)
+        needed += (kept := self._to_come(nodes))
         if left < needed:
             spent = self.ledger.book.committed
             raise ConfigError(
@@ -110,7 +112,11 @@ class Accountant:
             )  # fmt: skip
         self.ledger.begin(now, None if self.cap == math.inf else self.cap, self._owner)
         # What an earlier driver held, it holds no more.
-        self.ledger.append([Released(held.id, now) for held in self.ledger.book.holds()])
+        entries: list[Entry] = [Released(held.id, now) for held in self.ledger.book.holds()]
+        if kept:
+            self._kept = Kept(_name(), now, kept)
+            entries.append(self._kept)
+        self.ledger.append(entries)
         for lease in self.ledger.book.unmatched(now):
             self._notes.append(
                 f"nobody said when {lease.type} {lease.node[:8]} ended: ${lease.dollars:.4f}, all "
@@ -120,24 +126,30 @@ class Accountant:
         self._thread.start()
 
     def bill(self, trial: str | None = None) -> Bill:
-        """What was spent by now on everything, or on a trial alone; why to stop, if it is time."""
+        """What was spent by now on everything, or on a trial alone; why to stop, if it is time.
+
+        Raises ClusterError where another driver has begun at this place.
+        """
         now, seen = time.time(), self._now
-        stop = self._failure
-        if not stop and self.cap < math.inf and now >= seen.stop_at:
-            stop = f"the cap of ${self.cap:g} is reached"
+        if self._superseded:
+            raise ClusterError(f"another driver goes on with {self.ledger.place}; this one ends")
+        if self.cap < math.inf and now >= seen.stop_at:
+            self._stopped = True
+        stop = f"the cap of ${self.cap:g} is reached" if self._stopped else ""
         if trial is not None:
             dollars, rate = seen.trials.get(trial, 0.0), seen.rates.get(trial, 0.0)
             return Bill(dollars + rate * (now - seen.entered_at), rate, math.inf, stop)
-        limit = self.cap - seen.drain - self._spare(self._known)
+        limit = self.cap - seen.drain - seen.kept
         return Bill(seen.spent + seen.rate * (now - seen.at), seen.rate, limit, stop)
 
     def left(self) -> float:
         """Dollars that more work may cost, beside all that is spent, reserved and promised."""
         seen, promised = self._now, 0.0
+        aside = seen.drain + seen.kept
         for trial, (dollars, before) in list(self._promised.items()):
             promised += max(0.0, dollars - (self.bill(trial).dollars - before))
-        ahead = max(seen.reserved - seen.drain, promised)
-        return self.cap - self._spare(self._known) - seen.drain - seen.spent - ahead
+        ahead = max(seen.reserved - aside, promised)
+        return self.cap - aside - seen.spent - ahead
 
     def admit(self, trial: str, dollars: float) -> bool:
         """Whether `trial` may begin, or go on with, work of so many dollars; if so it is promised.
@@ -192,7 +204,7 @@ class Accountant:
         """Ends all leases. Rented nodes at a cap that is reached go, and are charged until then."""
         self._closing.set()
         self._thread.join()
-        doomed = self._cluster.close(at_cap=bool(self.bill().stop))
+        doomed = self._cluster.close(at_cap=self._stopped)
         now = time.time()
         with contextlib.suppress(StorageError):
 
@@ -205,7 +217,8 @@ class Accountant:
                     for lease in mine
                     if lease.node not in doomed
                 ]
-                return [*self._held(book, now, {}), *ends]
+                free = [] if self._kept is None else [Freed(self._kept.id)]
+                return [*self._held(book, now, {}), *ends, *free]
 
             self.ledger.commit(decide)
 
@@ -214,24 +227,24 @@ class Accountant:
             try:
                 self._turn()
             except StorageError as error:
-                # Nothing more is bought; under a cap the work stops when what was bought is used.
+                # Nothing more is bought: under a cap work stops when what was bought is used.
                 if not self._failing:
                     self._failing = True
                     self._say(f"{error}; trying again")
-
-    _failing = False
 
     def _turn(self) -> None:
         nodes, gone, capacity_notes = self._cluster.look()
         now = time.time()
         for note in capacity_notes:
             self._say(note)
-        look = Look(now, nodes, gone, self._spare(nodes))
+        look = Look(now, nodes, gone)
+        # Once it is over nothing more is bought; a node that comes is paid until it is gone.
+        terms = replace(self.terms, cap=-math.inf) if self._stopped else self.terms
 
         def decide(book: Book) -> Sequence[Entry]:
             if self.ledger.superseded:
                 return []
-            planned = capped.plan(book, self.terms, look, self._paid, _name)
+            planned = capped.plan(book, terms, look, self._paid, _name)
             with self._lock:
                 lost, wanted = self._lost, {t: dict(d) for t, d in self._demands.items()}
             return [*planned, *lost, *self._held(book, now, wanted)]
@@ -240,8 +253,7 @@ class Accountant:
         self._failing = False
         with self._lock:
             self._lost = []
-        if self.ledger.superseded:
-            self._failure = f"another driver has taken over {self.ledger.place}"
+        self._superseded = self.ledger.superseded
         self._known |= nodes
         book = self.ledger.book
         leases = {x.node: x for x in book.open.values() if x.node in nodes}
@@ -257,6 +269,7 @@ class Accountant:
             spent=book.spent(now),
             reserved=book.reserved(now),
             drain=capped.drain_down(book),
+            kept=book.kept,
             rate=sum(lease.hourly for lease in leases.values()) / HOUR,
             stop_at=capped.stop_at(book, nodes),
         )
@@ -304,11 +317,10 @@ class Accountant:
             self._say(quote.refused)
         return min(quote.hourly, lease.hourly)
 
-    def _spare(self, nodes: Mapping[str, Node]) -> float:
-        if self.cap == math.inf:
-            return 0.0
-        coming = max(0, self._newcomers - len(nodes))
-        return coming * self._newcomer.ceiling() * (BOOT_S + self.terms.drain_s) / HOUR
+    def _to_come(self, nodes: Mapping[str, Node]) -> float:
+        """For nodes that boot, to come for the first time or in place of one that was lost."""
+        dearest = max([self._newcomer.ceiling(), *(node.ceiling for node in nodes.values())])
+        return capped.to_come(dearest, self._newcomers, BOOT_S, self.terms)
 
     def _say(self, note: str) -> None:
         with self._lock:

@@ -27,6 +27,9 @@ class Bill:
         return self.dollars + self.rate * seconds
 
 
+NOTHING = Bill()
+
+
 class Accounts(Protocol):
     """What a purse asks for; see raygen.cost.accountant.Accountant."""
 

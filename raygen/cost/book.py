@@ -11,8 +11,19 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from raygen.cost.entries import Entry, Held, Lease, Lost, Opened, Released, Settled
+from raygen.cost.entries import (
+    Entry,
+    Freed,
+    Held,
+    Kept,
+    Lease,
+    Lost,
+    Opened,
+    Released,
+    Settled,
+)
 
 HOUR = 3600.0
 
@@ -49,6 +60,8 @@ class Book:
     _holds: dict[str, _Hold] = field(default_factory=dict)
     _on_node: dict[str, list[_Hold]] = field(default_factory=lambda: defaultdict(list))
     _lost: dict[str, list[Lost]] = field(default_factory=lambda: defaultdict(list))
+    _kept: dict[str, Kept] = field(default_factory=dict)
+    _written_off: dict[str, Kept] = field(default_factory=dict)
     _paid: float = 0.0
     _owed: float = 0.0
 
@@ -67,12 +80,12 @@ class Book:
                 self.leases[entry.id] = self.open[entry.id] = entry
                 self._owed += entry.dollars
             case Settled():
-                lease, before = self.leases[entry.lease], self.settled.get(entry.lease)
-                if before is None:
+                lease, earlier = self.leases[entry.lease], self.settled.get(entry.lease)
+                if earlier is None:
                     del self.open[entry.lease]
                     self._owed = self._owed - lease.dollars if self.open else 0.0
                 else:
-                    self._paid -= _paid(lease, before)
+                    self._paid -= _paid(lease, earlier)
                 self.settled[entry.lease] = entry
                 self._paid += _paid(lease, entry)
             case Held():
@@ -82,21 +95,37 @@ class Book:
                 self._holds[entry.held].until = entry.until
             case Lost():
                 self._lost[entry.trial].append(entry)
+            case Kept():
+                self._kept[entry.id] = entry
+            case Freed():
+                # Of a driver before this one it was charged, until somebody knew better.
+                before = self._written_off.pop(entry.kept, None)
+                self._paid -= 0.0 if before is None else before.dollars
+                self._kept.pop(entry.kept, None)
             case Opened():
                 self.opened = entry
+                self._paid += self.kept
+                self._written_off |= self._kept
+                self._kept = {}
 
     @property
     def committed(self) -> float:
         """Dollars that are gone or may yet go without another lease: spent and reserved."""
-        return self._paid + self._owed
+        return self._paid + self._owed + self.kept
+
+    @property
+    def kept(self) -> float:
+        """Dollars kept back for nodes that are to come."""
+        return sum(entry.dollars for entry in self._kept.values())
 
     def spent(self, now: float) -> float:
         """Dollars spent up to `now`, and up to then what is still open at its highest price."""
         return self._paid + sum(_accrued(lease, now) for lease in self.open.values())
 
     def reserved(self, now: float) -> float:
-        """Dollars that open leases may still cost after `now`, drain-down included."""
-        return sum(lease.dollars - _accrued(lease, now) for lease in self.open.values())
+        """Dollars that may still go after `now`: on open leases, drain-down included, and kept."""
+        owed = sum(lease.dollars - _accrued(lease, now) for lease in self.open.values())
+        return owed + self.kept
 
     def lease_of(self, node: str) -> Lease | None:
         """The open lease of a node."""
@@ -139,7 +168,7 @@ class Book:
                 cuts.update((hold.entry.since, hold.until))
                 cuts.update(edge for window in windows for edge in (window.since, window.until))
             inside = sorted(cut for cut in cuts if begin <= cut <= end)
-            for left, right in zip(inside, inside[1:], strict=False):
+            for left, right in pairwise(inside):
                 dollars, middle = hourly * (right - left) / HOUR, (left + right) / 2
                 active = [h.entry for h in holds if h.entry.since <= middle < h.until]
                 held = sum(entry.share for entry in active)
@@ -149,6 +178,7 @@ class Book:
                     gone = any(window.since <= middle < window.until for window in windows)
                     (lost if gone else trials)[entry.trial] += part
                 rest[lease.purpose] += dollars * max(0.0, 1.0 - held)
+        rest["worker"] += sum(entry.dollars for entry in self._written_off.values())
         return Spending(dict(trials), dict(lost), idle=rest["worker"], head=rest["head"])
 
     def curve(self, now: float, points: int = 200) -> list[tuple[float, float]]:
@@ -162,7 +192,11 @@ class Book:
         ends = sorted((end, hourly) for _, end, hourly in spans)
         first, last = starts[0][0], max(ends[-1][0], starts[0][0])
         times = [first + (last - first) * k / (points - 1) for k in range(points)]
-        return [(t, _ramp(starts, t) - _ramp(ends, t)) for t in times]
+        off = [(entry.at, entry.dollars) for entry in self._written_off.values()]
+        return [
+            (t, _ramp(starts, t) - _ramp(ends, t) + sum(dollars for at, dollars in off if at <= t))
+            for t in times
+        ]
 
     def _span(self, lease: Lease, now: float) -> tuple[float, float, float]:
         settled = self.settled.get(lease.id)

@@ -7,9 +7,10 @@ half of it more is bought, as long as the cap allows: a full lease, or what is l
 the second. When no more can be bought, work stops at the end of the lease, and within `drain_s`,
 which has been paid from the start, the last state is saved and the nodes are gone.
 
-So the cap holds to the cent if (1) each node is gone `drain_s` after its lease, (2) no price is above
-the one that was bought at, (3) `spare` covers nodes that come between two looks. Where a node stays
-x seconds longer than that, it exceeds the cap by x of its seconds at most, and by nothing else.
+So the cap holds to the cent if (1) each node is gone `drain_s` after its lease, (2) no price is
+above the one that was bought at, (3) what is kept covers nodes that are not leased yet. Where a node
+stays x seconds longer than that, the cap may be exceeded by what x seconds of it cost, and by
+nothing else.
 """
 
 from __future__ import annotations
@@ -58,14 +59,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Look:
-    """What an accountant sees: nodes that are there, those it saw go and why, and the dollars that
-    are kept for nodes which may come before it looks again.
-    """
+    """What an accountant sees: nodes that are there, and those it saw go, and why."""
 
     now: float
     nodes: Mapping[str, Node]
     gone: Mapping[str, Reason] = field(default_factory=dict)
-    spare: float = 0.0
 
 
 def plan(book: Book, terms: Terms, look: Look, paid: Paid, name: Callable[[], str]) -> list[Entry]:
@@ -84,7 +82,7 @@ def plan(book: Book, terms: Terms, look: Look, paid: Paid, name: Callable[[], st
     held = [mine[node] for node in look.nodes if node in mine]
     if not fresh and all(lease.until - now >= terms.lease_s / 2 for lease in held):
         return entries
-    money = terms.cap - look.spare - committed
+    money = terms.cap - committed
     until = _until(money, terms, look, fresh, held, paid)
     if until is None and fresh:
         # As if they were not there, but for what it takes them to go.
@@ -112,15 +110,17 @@ def stop_at(book: Book, nodes: Iterable[str]) -> float:
     return max((x.until for x in book.open.values() if x.node in there), default=math.inf)
 
 
-def room(book: Book, terms: Terms, now: float, *, promised: float = 0.0, spare: float = 0.0) -> float:
+def room(
+    book: Book, terms: Terms, now: float, *, promised: float = 0.0
+) -> float:
     """Dollars that more work may cost: what the cap leaves beside all that is spent and promised.
 
     `promised` is what work that was admitted may still cost. It runs on the very nodes whose leases
     are reserved, so the larger of the two counts.
     """
-    drain = drain_down(book)
-    ahead = max(book.reserved(now) - drain, promised)
-    return terms.cap - spare - drain - book.spent(now) - ahead
+    aside = drain_down(book) + book.kept
+    ahead = max(book.reserved(now) - aside, promised)
+    return terms.cap - aside - book.spent(now) - ahead
 
 
 def drain_down(book: Book) -> float:
@@ -128,8 +128,13 @@ def drain_down(book: Book) -> float:
     return sum(lease.hourly * lease.drain_s for lease in book.open.values()) / HOUR
 
 
+def to_come(ceiling: float, nodes: int, boot_s: float, terms: Terms) -> float:
+    """Dollars to keep for so many nodes at once that boot, and go again where there is no room."""
+    return nodes * ceiling * (boot_s + terms.drain_s) / HOUR
+
+
 def least(ceilings: Iterable[float], terms: Terms, first_s: float) -> float:
-    """Dollars below which nothing comes out: nodes of these prices up to a first step, and the end."""
+    """Dollars below which nothing comes out: nodes of these prices up to a first step, the end."""
     return sum(ceilings) * (first_s + terms.drain_s) / HOUR
 
 

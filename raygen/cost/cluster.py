@@ -22,7 +22,7 @@ from raygen.cost import watchdog
 from raygen.cost.cap import Node
 from raygen.cost.entries import Lease, Purpose, Reason
 from raygen.cost.node import Identity, ask_metadata, identify
-from raygen.cost.prices import price
+from raygen.cost.prices import price, prices
 from raygen.errors import ConfigError
 
 HEAD = "node:__internal_head__"
@@ -66,6 +66,7 @@ class Cluster:
     def __init__(self, otherwise: str, *, guard: bool) -> None:
         self._otherwise, self._guard = otherwise, guard
         self._here = ray.get_runtime_context().get_node_id()
+        self._began = time.time()
         self._since: dict[str, float] = {}
         self._known: dict[str, Node] = {}
         self._rented: set[str] = set()
@@ -80,7 +81,9 @@ class Cluster:
 
         With `wait` those that are there are known when it returns.
         """
-        there, gone, notes = {}, {}, []
+        there: dict[str, Node] = {}
+        gone: dict[str, Reason] = {}
+        notes: list[str] = []
         for item in ray.nodes():
             node = item["NodeID"]
             if item["Alive"]:
@@ -145,8 +148,12 @@ class Cluster:
         try:
             listed = price(found.type)
         except ConfigError as error:
-            listed = price(self._otherwise)
-            notes.append(f"{error}; {listed.node}'s ${listed.ceiling(found.zone):g} is charged")
+            if wait:
+                raise
+            # Under a cap it is charged no less than it may cost.
+            dearest = max(prices(), key=lambda each: each.on_demand)
+            listed = dearest if self._guard else price(self._otherwise)
+            notes.append(f"{error}; it is charged as {listed.node}")
         purpose: Purpose = "head" if HEAD in item["Resources"] else "worker"
         self._known[node] = Node(
             id=node,
@@ -154,7 +161,7 @@ class Cluster:
             zone=found.zone,
             market=found.market,
             ceiling=listed.ceiling(found.zone),
-            since=since,
+            since=max(self._began, found.launched or since),
             purpose=purpose,
             instance=found.instance,
         )

@@ -98,10 +98,29 @@ class Lost:
     until: float
 
 
-Entry: TypeAlias = Opened | Lease | Settled | Held | Released | Lost
+@dataclass(frozen=True)
+class Kept:
+    """Dollars kept back for nodes that were asked for and are not there to be leased yet.
+
+    Where its writer dies, they are charged in full, for who knows what came of those nodes.
+    """
+
+    id: str
+    at: float
+    dollars: float
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What was kept under the id `kept` is not needed any more."""
+
+    kept: str
+
+
+Entry: TypeAlias = Opened | Lease | Settled | Held | Released | Lost | Kept | Freed
 
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Opened, Lease, Settled, Held, Released, Lost)
+    kind.__name__.lower(): kind for kind in (Opened, Lease, Settled, Held, Released, Lost, Kept, Freed)
 }
 
 

@@ -147,7 +147,9 @@ class _File:
             if fresh:
                 _sync_folder(self._path.parent)
         except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror}", str(self._path)) from None
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}", str(self._path)
+            ) from None
         self._offset += len(line)
         return True
 
@@ -157,7 +159,9 @@ class _File:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lock = self._path.with_suffix(".lock").open("wb")
         except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror}", str(self._path)) from None
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}", str(self._path)
+            ) from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -35,7 +35,7 @@ class Price:
     def ceiling(self, zone: str = "") -> float:
         """The most that an hour costs in a zone, on whatever market: the on-demand price.
 
-        The table is of one region a cloud; in others it is higher by a factor that the table bounds.
+        The table is of one region a cloud; in others it is dearer, by a factor that it bounds.
         """
         home = not zone or self.cloud == "local" or zone.startswith(tuple(_document()["home"]))
         return self.on_demand if home else self.on_demand * float(_document()["elsewhere"])

@@ -1,12 +1,12 @@
-"""A process on a node that ends it when its lease is over: nobody has to be alive for the cap to hold.
+"""A process on a node that ends it when its lease is over, whoever has died meanwhile.
 
     python -m raygen.cost.watchdog LEASE_FILE --pid RAYLET [--command "sudo shutdown -h now"]
     python -m raygen.cost.watchdog LEASE_FILE --ttl 900 --command "sudo shutdown -h now"
 
-LEASE_FILE holds the Unix time by which the node has to go; whoever renews the lease rewrites it, and
-removes it to let the node be. Then, or when the raylet is gone, the watchdog ends, unless it has a
-`--ttl`: so many seconds a node lives while nobody leases it. It is started once a node: a second
-one ends at once. The node's clock must be right to the second or so (NTP).
+LEASE_FILE holds the Unix time by which the node has to go; whoever renews the lease rewrites it,
+and removes it to let the node be. Then the watchdog ends, as when the raylet is gone, unless
+it has a `--ttl`: so many seconds a node lives while nobody leases it. It is started once a node: a
+second one ends at once. The node's clock must be right to the second or so (NTP).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def watch(lease: Path, pid: int | None, command: str, ttl_s: float | None) -> No
                 unleased_since = now if unleased_since is None else unleased_since
                 until = unleased_since + ttl_s
             if now >= until:
-                return _end(pid, command)
+                _end(pid, command)
+                return
             time.sleep(min(LOOK_EVERY_S, until - now))
 
 
@@ -66,13 +67,12 @@ def deadline(lease: Path) -> float | None:
 def start(lease: Path, pid: int) -> None:
     """Starts a watchdog that outlives this process, its parents and its session.
 
-    RAYGEN_END_COMMAND of the node, such as `sudo shutdown -h now`, ends the machine and not only Ray on it.
+    RAYGEN_END_COMMAND of the node, as `sudo shutdown -h now`, ends the machine and not only Ray.
     """
     words = ["-m", "raygen.cost.watchdog", str(lease), "--pid", str(pid)]
     command = os.environ.get("RAYGEN_END_COMMAND", "")
     words += ["--command", command] if command else []
-    # Ray ends the children of a worker with it, so it must not be one: a shell in between is gone
-    # as soon as it has started it.
+    # Ray ends the children of a worker with it: a shell in between, gone at once, makes it none.
     line = " ".join(shlex.quote(word) for word in [sys.executable, *words])
     subprocess.run(
         ["/bin/sh", "-c", f"{line} </dev/null >/dev/null 2>&1 &"],
