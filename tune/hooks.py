@@ -14,7 +14,25 @@ from tune.hparams import HParams
 from tune.records import Records, Result
 
 
-class Money:
+class _Unkept:
+    """Tune pickles what it is given, for a restore that is never asked for."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
+
+
+class Kept(_Unkept):
+    """Keeps the scheduler's state on storage whenever it changes."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __call__(self, state: bytes) -> None:
+        """Takes it."""
+        self._records.save_policy(state)
+
+
+class Money(_Unkept):
     """The purse as the scheduler sees it."""
 
     def __init__(self, accounts: Any) -> None:
@@ -29,7 +47,7 @@ class Money:
         return dollars <= self.left()
 
 
-class Over(Stopper):  # type: ignore[misc]
+class Over(_Unkept, Stopper):  # type: ignore[misc]
     """Ends Tune once the event is set."""
 
     def __init__(self, over: threading.Event) -> None:
@@ -44,7 +62,7 @@ class Over(Stopper):  # type: ignore[misc]
         return self._over.is_set()
 
 
-class Recorder(Callback):  # type: ignore[misc]
+class Recorder(_Unkept, Callback):  # type: ignore[misc]
     """Keeps what trials report."""
 
     def __init__(self, records: Records, hparams: HParams) -> None:

@@ -6,7 +6,6 @@ and storage have no part in it, so a real step is never faster.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import socket
@@ -90,8 +89,7 @@ def _measure(dumped: Mapping[str, Any]) -> Profile:
     batch = config.train.batch_size // config.train.world_sizes[-1]
     config = Config.parse(dumped, {"train.workers": 1, "train.batch_size": batch})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with contextlib.redirect_stdout(None):
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
     pair = Pair(config, CLASSES, device=device, world_size=1)
     start_s = time.perf_counter() - began
     data = config.data

@@ -33,7 +33,7 @@ from raygen.runs import Run, checkpoint_name
 from raygen.train import connect
 from tune.budget import BudgetScheduler
 from tune.desk import Desk, beside_driver
-from tune.hooks import Money, Over, Recorder
+from tune.hooks import Kept, Money, Over, Recorder
 from tune.hparams import HParams
 from tune.judge import start_judge
 from tune.measure import Profile, measure
@@ -120,7 +120,7 @@ class Search:
         scheduler = BudgetScheduler(
             policy,
             Money(self.accounts),
-            self.records.save_policy,
+            Kept(self.records),
             metric=self.space.metric,
             mode=self.space.mode,
         )
