@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -77,6 +78,7 @@ class Supervisor:
         on_status: Callable[[Status], None],
         on_note: Callable[[str], None],
         stop: threading.Event,
+        judge: Any = None,
     ) -> None:
         self.stop = stop
         self.config, self._run, self.catalogue = config, run, catalogue
@@ -84,7 +86,7 @@ class Supervisor:
         self.on_status, self.on_note = on_status, on_note
         self.history = History(run.uri)
         self.board = start_board()
-        self.judging = Judging(run, config.evaluate, self._judged, on_note)
+        self.judging = Judging(run, config.evaluate, self._judged, on_note, judge)
         self.thread = ThreadPoolExecutor(1, "tidy")
         self.tidying: Future[None] | None = None
         self.pruned_at = 0

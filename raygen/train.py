@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -36,13 +37,15 @@ def fit(
     on_note: Callable[[str], None] = lambda note: None,
     stop: threading.Event | None = None,
     accounts: Accounts | None = None,
+    judge: Any = None,
 ) -> Run:
     """Trains, or goes on with the run of this name; returns it when it has ended and is saved.
 
     `on_status` is called with the newest status a few times a second, `on_note` with what a user
     should read once; once `stop` is set the run saves and ends, as after Ctrl-C. The nodes are
     leased in the run's own ledger under `budget.dollars`; with `accounts`, somebody else's (a
-    search's) who leases them, the run books what it holds there under its name. Raises a
+    search's) who leases them, the run books what it holds there under its name. Checkpoints are
+    judged by a task each, or by `judge`, a remote method (raygen.judging). Raises a
     RaygenError for what a user can mend (Interrupted when stopped, saved), and for anything else
     an error with the worker's own traceback.
     """
@@ -74,7 +77,7 @@ def fit(
     )
     with _purse(config, accounts) as purse:
         stop = stop or threading.Event()
-        Supervisor(config, run, catalogue, purse, on_status, on_note, stop).run()
+        Supervisor(config, run, catalogue, purse, on_status, on_note, stop, judge).run()
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Standing:
-    """A look at a trial that runs: `doing` is train or judge, `nodes` Ray's ids, by rank."""
+    """A look at a trial that runs: `doing` is start, train or judge, `nodes` Ray's ids, by rank."""
 
     trial: int
     step: int

@@ -70,7 +70,7 @@ class Range(Dimension):
     def encode(self, value: Any) -> Vector:
         """The share of the way from the lower end to the upper."""
         low, high, at = (self._scaled(v) for v in (self.low, self.high, value))
-        return np.clip(np.array([(at - low) / (high - low)]), 0, 1)
+        return np.array([min(1.0, max(0.0, (at - low) / (high - low)))])
 
     def decode(self, unit: Vector) -> float:
         """Rounded to six digits: the same configuration has the same text."""

@@ -33,8 +33,9 @@ class HParams:
         if trial.name not in self._writers:
             writer = SummaryWriter(str(self._folder / trial.name))
             plain = {key: _plain(value) for key, value in trial.values.items()}
-            experiment, session, _ = hparams(plain, {self._metric: 0.0, "dollars": 0.0})
-            file = writer._get_file_writer()
+            figures = {self._metric: 0.0, "dollars": 0.0}
+            experiment, session, _ = hparams(plain, figures)  # type: ignore[no-untyped-call]
+            file = writer._get_file_writer()  # type: ignore[no-untyped-call]
             file.add_summary(experiment)
             file.add_summary(session)
             self._writers[trial.name] = writer

@@ -163,7 +163,8 @@ def _frame(x: Axis, y: Axis) -> str:
         a, _ = _place(x, y, (tick, y.low))
         parts.append(
             f'<line class="grid" x1="{a:.1f}" x2="{a:.1f}" y1="{TOP}" y2="{bottom}"/>'
-            f'<text class="tick" x="{a:.1f}" y="{bottom + 15}" text-anchor="middle">{tick:.3g}</text>'
+            f'<text class="tick" x="{a:.1f}" y="{bottom + 15}" text-anchor="middle">'
+            f"{tick:.3g}</text>"
         )
     for tick in y.ticks():
         _, b = _place(x, y, (x.low, tick))

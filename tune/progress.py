@@ -19,6 +19,7 @@ from tune.records import Records, Trial
 from tune.space import Space
 
 LINE_EVERY_S = 30.0
+DOING = {"start": "starting", "train": "running", "judge": "judging"}
 SHOWN = 14  # trials: those that run, then the best
 
 
@@ -89,7 +90,7 @@ def table(
             f"{step if standing is None else max(step, standing.step)}/{steps}",
             "" if best is None else f"{best.score:.4g}",
             f"{trial.dollars if standing is None else standing.dollars:.4f}",
-            "judging" if standing is not None and standing.doing == "judge" else state,
+            DOING[standing.doing] if standing is not None else state,
             *(brief(trial.values.get(key, "")) for key in space.keys),
             style="bold" if first is not None and first[0] is trial else "",
         )

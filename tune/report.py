@@ -41,12 +41,14 @@ svg text { fill: var(--soft); font-size: 12px; }
 svg .tick { font-size: 10.5px; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .axis { stroke: var(--soft); fill: none; } .grid { stroke: var(--rule); stroke-width: .6; }
 .bar { fill: var(--good); } .front { stroke: var(--good); fill: none; stroke-dasharray: 5 4; }
-.t { --c: color-mix(in oklab, var(--good), var(--poor) calc(var(--rank) * 100%)); cursor: default; }
+.t { cursor: default; --c: color-mix(in oklab, var(--good), var(--poor) calc(var(--rank) * 100%)); }
 .t polyline { fill: none; stroke: var(--c); stroke-width: 1.4; opacity: .8; }
 .t circle { fill: var(--c); } .t.best polyline { stroke-width: 2.6; opacity: 1; }
-.lit polyline { stroke-width: 4; opacity: 1; } .lit circle { stroke: var(--ink); stroke-width: 1.5; }
+.t.lit polyline { stroke-width: 4; opacity: 1; }
+.t.lit circle { stroke: var(--ink); stroke-width: 1.5; }
 tr.lit { background: color-mix(in oklab, var(--good), transparent 80%); }
-tbody tr { cursor: default; } .facts { display: flex; flex-wrap: wrap; gap: .4rem 2rem; padding: 0; }
+tbody tr { cursor: default; }
+.facts { display: flex; flex-wrap: wrap; gap: .4rem 2rem; padding: 0; }
 .facts li { list-style: none; } .facts b { display: block; font-size: 1.25rem; color: var(--ink); }
 .facts li { color: var(--soft); font-size: .85rem; } .clips img { width: 96px; }
 td, th { white-space: nowrap; }
@@ -231,8 +233,8 @@ def _importance(records: Records, judged: Judged) -> str:
     found = analysis.importance(np.concatenate(columns, 1), scores, widths)
     if found is None:
         return (
-            f"<h2>What mattered</h2><p>Fewer than {analysis.LEAST} trials came to a figure: too few "
-            "to say.</p>"
+            f"<h2>What mattered</h2><p>Fewer than {analysis.LEAST} trials came to a figure: too "
+            "few to say.</p>"
         )
     trust = (
         "the shares below are worth little"
@@ -242,9 +244,9 @@ def _importance(records: Records, judged: Judged) -> str:
         else "the shares below can be leaned on"
     )
     return (
-        "<h2>What mattered</h2><p>Each key's share, by itself, of how the trials' ranks differ: main "
-        "effects of a kernel regression on the trials (an analysis of variance as fANOVA does it, "
-        f"not fANOVA's forest). Of trials that it has not seen it predicts "
+        "<h2>What mattered</h2><p>Each key's share, by itself, of how the trials' ranks differ: "
+        "main effects of a kernel regression on the trials (an analysis of variance as fANOVA does "
+        f"it, not fANOVA's forest). Of trials that it has not seen it predicts "
         f"{max(0.0, found.explained):.0%} of the variance: {trust}.</p>" + plots.bars(found.shares)
     )
 
@@ -263,7 +265,8 @@ def _clips(records: Records, judged: Judged) -> str:
         )
         clips = generator.generate(range(len(classes)), labels)
         images = "".join(
-            f'<span><img alt="{escape(name)}" src="{_uri(clip, generator.fps)}">{escape(name)}</span>'
+            f'<span><img alt="{escape(name)}" src="{_uri(clip, generator.fps)}">'
+            f"{escape(name)}</span>"
             for name, clip in zip(classes, clips, strict=True)
         )
         shown.append(

@@ -7,6 +7,7 @@ as it happens: the same command goes on where the last one ended, however it end
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -40,12 +41,14 @@ from tune.measure import Profile, measure
 from tune.policy import Policy
 from tune.progress import Progress, Purse
 from tune.records import BEST, CATALOGUE, Records
-from tune.space import Space
+from tune.space import Allowed, Space
 from tune.trial import Handed, run_trial
 
 LOOK_EVERY_S = 0.5
 # Trials that failed, and nothing else: it is not their configuration.
 BARREN = 3
+# The scheduler has had its chance to begin something, and starting a driver took no longer.
+IDLE_S = 60.0
 # A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
 # after the first level of the first trial the policy knows better.
 START_S, JUDGE_S = 8.0, 20.0
@@ -116,7 +119,9 @@ class Search:
         policy = self._policy(slots)
         self.desk = beside_driver(Desk).remote()
         judge = start_judge(self.space.base.evaluate.cpus)
-        handed = Handed(self.space, self.records.storage, self.desk, judge, accountant)
+        handed = Handed(
+            self.space, self.records.storage, self.desk, judge, accountant, policy.rungs
+        )
         scheduler = BudgetScheduler(
             policy,
             Money(self.accounts),
@@ -142,6 +147,7 @@ class Search:
         return reason
 
     def _tune(self, handed: Handed, scheduler: BudgetScheduler, recorder: Callback) -> None:
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has its say whatever `verbose` is
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 << 30))  # the state is our own
 
@@ -155,7 +161,7 @@ class Search:
                 tune_config=TuneConfig(
                     scheduler=scheduler,
                     search_alg=scheduler.searcher,
-                    num_samples=-1,
+                    num_samples=self.space.trials + len(self.records.trials),
                     reuse_actors=False,
                 ),
                 run_config=RunConfig(
@@ -170,9 +176,10 @@ class Search:
             self.failure = error
 
     def _policy(self, slots: int) -> Policy:
+        picked = Allowed(self.space)
         kept = self.records.load_policy()
         if kept is not None:
-            return BudgetScheduler.restored(self.space, kept)
+            return Policy.restore(picked, json.loads(kept))
         profile = self._profile()
         bill = self.accounts.bill()
         # Of everything that is paid, idle nodes included, a trial's part.
@@ -188,7 +195,7 @@ class Search:
                 f"that works is {_up(least + self.budget - bill.limit):g}"
             )
         return Policy(
-            self.space,
+            picked,
             money=self.budget,
             levels=len(self.space.levels),
             workers=slots,
@@ -213,9 +220,11 @@ class Search:
     def _watch(self, tuning: threading.Thread) -> str:
         """Shows how it goes until it is over; why it is."""
         reason, told = "nothing that the money buys is left to do", False
+        idle_since: float | None = None
         while tuning.is_alive():
             tuning.join(LOOK_EVERY_S)
             running, notes = ray.get(self.desk.look.remote())
+            idle_since = None if running or not self.records.trials else idle_since or time.time()
             for note in [*notes, *self.accounts.notes()]:
                 self.progress.note(note)
             bill = self.accounts.bill()
@@ -229,7 +238,9 @@ class Search:
                 told, reason = True, wanted
                 self.progress.note(f"{wanted}: saving what runs")
                 self.desk.stop.remote()
-            if told and (not running or len(self.interrupts) > 1):
+            # Paused trials keep Tune waiting for good.
+            bored = idle_since is not None and time.time() - idle_since > IDLE_S
+            if bored or (told and (not running or len(self.interrupts) > 1)):
                 self.over.set()
         return reason
 

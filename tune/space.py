@@ -33,6 +33,7 @@ from raygen.models import build_critic, build_generator, parameter_count
 from tune.dimensions import Choice, Dimension, Vector, dimension
 
 TRIES = 2000
+NEAR = 50  # places that are tried around one that is not allowed
 MIXTURES = 256  # of options that are tried when a space is loaded
 # With these, two trials would not be measured alike.
 _ALIKE = (
@@ -136,7 +137,16 @@ class Space:
         beside = path.parent / file.base
         config = Config.load(beside if beside.suffix in (".yaml", ".yml") else file.base)
         config = Config.parse(config.dump(), file.overrides)
-        return cls.of(file, Config.parse(config.dump(), list(overrides)))
+        whole = Config.parse(config.dump(), list(overrides))
+        for key in ("storage", "name"):
+            if getattr(whole, key) != getattr(config, key):
+                raise ConfigError(f"{key}: a search keeps its trials itself; give --storage", key)
+        for key in ("minutes", "dollars", "steps"):
+            if getattr(whole.budget, key) is not None:
+                lower = "give --budget" if key == "dollars" else "lower train.steps instead"
+                key = f"budget.{key}"
+                raise ConfigError(f"{key}: a trial ends where the search says; {lower}", key)
+        return cls.of(file, whole)
 
     @classmethod
     def of(cls, file: SpaceFile, base: Config) -> Space:
@@ -263,6 +273,32 @@ class Space:
             beside = ", ".join(f"{k}={v}" for k, v in mixture.items() if k != error.key)
             where = f" (with {beside})" if beside else ""
             raise ConfigError(f"space.{error}{where}", error.key) from None
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A space as a picker sees it: whatever it asks for, it gets what may be trained."""
+
+    space: Space
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A configuration drawn as the space says."""
+        return self.space.sample(rng)
+
+    def encode(self, values: Mapping[str, Any]) -> Vector:
+        """Values to their place in [0, 1]^D."""
+        return self.space.encode(values)
+
+    def decode(self, unit_D: Vector) -> dict[str, Any]:
+        """The configuration at a place; where that is not allowed, one near it, always the same."""
+        centre_D = np.asarray(unit_D, float)
+        rng = np.random.default_rng(np.round(centre_D * 1e6).astype(np.uint64))
+        for spread in np.linspace(0, 1, NEAR):
+            moved_D = centre_D + spread * rng.standard_normal(len(centre_D))
+            values = self.space.decode(np.clip(moved_D, 0, 1))
+            if self.space.refusal(values) is None:
+                return values
+        return self.space.sample(rng)
 
 
 def _check_key(key: str) -> None:

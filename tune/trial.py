@@ -1,7 +1,7 @@
-"""A trial under Ray Tune: raygen's own training, level by level, each judged and reported.
+"""A trial under Ray Tune: raygen's own training from rung to rung, judged and reported.
 
 The driver holds no CPU: its workers do, as a Ray Train job of its own, elastic and preemptible. At
-a level the run ends, saved; the scheduler then says whether it goes on or pauses, and a trial that
+a rung the run ends, saved; the scheduler then says whether it goes on or pauses, and a trial that
 is paused holds nothing. The run keeps its name: it goes on from its last checkpoint, whoever starts
 it, on another day or after `kill -9`, and no step that reached a checkpoint is paid for twice.
 """
@@ -21,7 +21,7 @@ from raygen.board import Status
 from raygen.config import Config
 from raygen.cost.bill import Purse, Remote
 from raygen.errors import Interrupted, RaygenError
-from raygen.runs import Run, checkpoint_name
+from raygen.runs import Run, checkpoint_name, step_of
 from raygen.train import fit
 from tune.desk import Standing
 from tune.judge import figures
@@ -41,6 +41,7 @@ class Handed:
     desk: Any
     judge: Any
     accountant: Any
+    rungs: tuple[int, ...]  # levels at which a trial reports; those between are judged beside it
 
     def config(self, number: int, values: Mapping[str, Any], step: int) -> Config:
         """The run of a trial up to `step`."""
@@ -53,8 +54,9 @@ class Handed:
                 "storage": f"{self.storage}/trials",
                 "data.uri": f"{self.storage}/{CATALOGUE}",
                 "data.split": "",  # the catalogue has been split
+                "budget.dollars": None,  # the search's accountant holds the cap
                 "budget.steps": step,
-                "evaluate.every": None,  # judged at its levels, by the judge of all
+                "evaluate.every": space.levels[0],
                 # The best by the score is spared; by another figure, all have to be.
                 "train.keep_checkpoints": keep if space.metric == "score" else len(space.levels),
             },
@@ -76,43 +78,68 @@ class _Driver:
         handed, step = self.handed, self.handed.space.levels[level - 1]
         config = handed.config(self.number, self.values, step)
         run = Run.find(config)
-        checkpoint = "" if run is None else run.path(checkpoint_name(step))
+        self._hold(config)
+        self._post("start", 0 if run is None or not run.checkpoints() else run.status["step"])
         # One that was trained, and perhaps judged, when the last driver was killed.
-        if run is None or checkpoint not in run.checkpoints():
+        if run is None or run.path(checkpoint_name(step)) not in run.checkpoints():
             run = fit(
                 config,
                 on_status=self._seen,
                 on_note=self._note,
                 stop=self.stop,
                 accounts=self.accounts,
+                judge=handed.judge.judge,
             )
-            checkpoint = run.path(checkpoint_name(step))
-            if checkpoint not in run.checkpoints():
-                raise Interrupted("the cap was reached before the level")
-        found = figures(checkpoint)
-        if found is None:
+        checkpoint = run.path(checkpoint_name(step))
+        if checkpoint not in run.checkpoints():
+            raise Interrupted("the cap was reached before the level")
+        if figures(checkpoint) is None:
             self._post("judge", step)
-            # Its place stays its own meanwhile: another trial could not start and end by then.
-            if self.status is not None:
-                train = config.train
-                each = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
-                self.purse.hold(self.status.nodes, each)
-            found = ray.get(handed.judge.judge.remote(run.uri, checkpoint))
-            self.purse.release()
-        metric = handed.space.metric
-        if metric not in found:
-            raise RuntimeError(
-                f"metric: the judge says nothing about {metric} of it; it reports "
-                f"{', '.join(sorted(found))}"
-            )
+            self._hold(config)
+            ray.get(handed.judge.judge.remote(run.uri, checkpoint))
+        at, found = self._best(run)
         return {
             "trial": self.number,
             "level": level,
-            "step": step,
+            "step": at,
             "dollars": self.purse.bill().dollars,
             "figures": found,
-            metric: found[metric],
+            handed.space.metric: found[handed.space.metric],
         }
+
+    def _hold(self, config: Config) -> None:
+        """Pays for its place while its workers start, and while it is judged.
+
+        Another trial could not start and end in that time; where workers will be is a guess.
+        """
+        train = config.train
+        each = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+        each = {kind: amount for kind, amount in each.items() if amount}
+        fits = [
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and all(node["Resources"].get(k, 0) >= n for k, n in each.items())
+        ]
+        nodes = () if self.status is None else self.status.nodes
+        self.purse.hold(nodes or fits[:1] * train.least_workers, each)
+
+    def _best(self, run: Run) -> tuple[int, dict[str, float]]:
+        """The best of the judged checkpoints that are kept: its step, and its figures."""
+        metric, better = self.handed.space.metric, self.handed.space.better
+        best: tuple[int, dict[str, float]] | None = None
+        for checkpoint in run.checkpoints():
+            found = figures(checkpoint)
+            if found is None:
+                continue
+            if metric not in found:
+                raise RuntimeError(
+                    f"metric: the judge says nothing about {metric} of it; it reports "
+                    f"{', '.join(sorted(found))}"
+                )
+            if best is None or better(found[metric], best[1][metric]):
+                best = step_of(checkpoint), found
+        assert best is not None  # the last one has just been judged
+        return best
 
     def _seen(self, status: Status) -> None:
         self.status = status
@@ -149,8 +176,9 @@ def run_trial(config: Mapping[str, Any], handed: Handed) -> None:
             broken = measure(base).violation(handed.space.constraints, base)
             if broken is not None:
                 raise RuntimeError(broken)
-        for level in range(done + 1, len(handed.space.levels) + 1):
-            tune.report(driver.level(level))
+        for level in handed.rungs:
+            if level > done:
+                tune.report(driver.level(level))
     except Interrupted:
         return
     except RaygenError as error:
