@@ -39,6 +39,8 @@ LOOK_EVERY_S = 0.25
 GROW_SETTLE_S = 15.0
 START_SETTLE_S = 4.0
 STEPS_SEEN = 10_000
+# Of the time to end under a cap, what the workers have; the rest is for all else to end.
+PATIENT = 0.7
 # Groups in a row that were lost before their first step: it is not the nodes.
 BARREN = 3
 # The first step waits for the workers to start and, on a GPU, for kernels to be chosen.
@@ -267,12 +269,14 @@ class Supervisor:
                     )
                 if self.bill.stop:
                     stopping_since = stopping_since or now
-                    if now - stopping_since > self.config.budget.drain_s:
+                    if now - stopping_since > PATIENT * self.config.budget.drain_s:
                         self._kill()
                         raise _Broke
                 if self._stopping and not asked:
                     asked = True
                     self.board.ask.remote("stop")
+                elif more and not self.bill.grow:
+                    more.release()
                 elif not asked and more and more.size(GROW_SETTLE_S) > workers:
                     asked = True
                     self.board.ask.remote("grow")

@@ -2,11 +2,12 @@
 
     python -m tests.cap_histories --histories 10000
 
-The cloud here bills each node from launch to termination at a price that jumps, the entries are those
-that raygen.cost writes. Nodes boot for a while before they are seen, are taken with and without
-notice, and go late when told to; the driver dies and begins again with what it reads from the ledger;
-the head dies with it; what then ends the nodes is their watchdogs, at the end of what was leased.
-`late_s` lets nodes outlive even those, which is what the cap's bound is stated in.
+The cloud here bills each node from launch to termination at a price that jumps; the entries are
+those that raygen.cost makes. Nodes boot for a while before they are seen, are lost at any time, and
+go late when told to; the driver dies and begins again with what it reads from the ledger, or the
+head with it; what ends the nodes then is their watchdogs, at the end of what was leased. Of a node
+that was gone before any driver saw it the cloud tells later. `late_s` lets nodes outlive even their
+watchdogs, which is what the cap's bound is stated in.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from raygen.cost.accountant import BOOT_S
 from raygen.cost.book import HOUR, Book
-from raygen.cost.cap import Look, Node, Terms, plan, stop_at, to_come
+from raygen.cost.cap import BOOT_S, Look, Node, Terms, full, plan, stop_at, to_come
 from raygen.cost.entries import (
     Entry,
     Freed,
@@ -39,7 +39,7 @@ STEP_S = (1.0, 20.0)  # between looks
 class Outcome:
     """Dollars: the cap, what the cloud charged, what the ledger says, and the bound on `excess`.
 
-    `used` is the share of the cap that bought anything; `crashes` and `losses` are counts.
+    `crashes` and `losses` are counts.
     """
 
     cap: float
@@ -54,11 +54,6 @@ class Outcome:
     def excess(self) -> float:
         """Dollars that the cloud charged above the cap."""
         return max(0.0, self.charged - self.cap)
-
-    @property
-    def used(self) -> float:
-        """Charged, over the cap."""
-        return self.charged / self.cap
 
 
 @dataclass
@@ -99,7 +94,7 @@ class _World:
         chance = self.chance = random.Random(seed)
         self.late_s = late_s
         self.terms = Terms(
-            cap=chance.uniform(0.5, 6.0),
+            cap=chance.uniform(0.5, 8.0),
             lease_s=chance.choice([60.0, 120.0, 240.0, 600.0]),
             drain_s=chance.choice([20.0, 60.0, 120.0]),
         )
@@ -142,12 +137,13 @@ class _World:
         # What a driver knows is what it reads; a torn or lost line was never acted upon.
         self.entries = decode(encode(self.entries, ""))
         self.book = Book.of(self.entries)
-        kept = to_come(max(self.ceilings), self.wanted, BOOT_S, self.terms)
+        kept = to_come(max(self.ceilings), self.wanted, self.terms)
         if self.book.committed + kept + self._rate() * self.terms.drain_s / HOUR >= self.terms.cap:
             return False
         started = Kept(self._name(), self.now, kept)
         self._write([Opened(self._name(), self.now, self.terms.cap), started])
         known: dict[str, Node] = {}
+        is_full = False
         crash_at = self.now + self.chance.expovariate(1 / self.crash_every)
         while self.now < crash_at:
             self._write(self._unseen())
@@ -157,14 +153,19 @@ class _World:
             gone: dict[str, Reason] = {name: "failed" for name in known if name not in there}
             nodes = {name: node for name, node in known.items() if name in there}
             known = dict(nodes)
-            self._write(plan(self.book, self.terms, Look(self.now, nodes, gone), self._paid, self._name))
+            look = Look(self.now, nodes, gone)
+            planned = plan(self.book, self.terms, look, self._paid, self._name)
+            self._write(planned)
+            is_full = is_full or full(planned, self.now)
             for lease in self.book.open.values():
                 if lease.node in there:
                     there[lease.node].deadline = lease.gone_by
-            if nodes and stop_at(self.book, nodes) <= self.now:
+            over = bool(nodes) and stop_at(self.book, nodes) <= self.now
+            if over or (is_full and not self.live):
                 self._wind_down(nodes, started)
                 return False
-            self._launch()
+            if not is_full:
+                self._launch()
             self._pass(self.chance.uniform(*STEP_S), watched=True)
         if self.chance.random() < 0.4:
             # The head as well: its machine, and Ray on all others.
@@ -196,7 +197,10 @@ class _World:
         booting = [m for m in self.live if m.joins > self.now]
         short = self.wanted - len(self.live)
         if short > 0 and len(booting) < self.wanted and self.chance.random() < 0.7:
-            ceiling, boot = self.chance.choice(self.ceilings), self.chance.uniform(20.0, 0.8 * BOOT_S)
+            ceiling, boot = (
+                self.chance.choice(self.ceilings),
+                self.chance.uniform(20.0, 0.8 * BOOT_S),
+            )
             spot = self.chance.random() < 0.8
             price = ceiling * (self.chance.uniform(0.1, 1.0) if spot else 1.0)
             machine = _Machine(
@@ -274,14 +278,18 @@ def main() -> None:
     began = time.monotonic()
     found = [history(seed, given.late_s) for seed in range(given.histories)]
     count = len(found)
-    print(  # noqa: T201
-        f"{count} histories in {time.monotonic() - began:.0f} s: {sum(o.nodes for o in found)} nodes, "
-        f"{sum(o.losses for o in found)} losses, {sum(o.crashes for o in found)} crashes; of the cap "
-        f"{sum(o.used for o in found) / count:.1%} used, at most {max(o.used for o in found):.2%}; "
-        f"overspend at most ${max(o.excess for o in found):.6f}, above its bound "
-        f"${max(o.excess - o.bound for o in found):.6f}; booked below what was charged in "
-        f"{sum(o.booked < o.charged - 1e-9 for o in found)}"
+    took, count = time.monotonic() - began, len(found)
+    nodes, losses = sum(o.nodes for o in found), sum(o.losses for o in found)
+    crashes, used = sum(o.crashes for o in found), [o.charged / o.cap for o in found]
+    unbooked = sum(o.booked < o.charged - 1e-9 for o in found)
+    lines = (
+        f"{count} histories in {took:.0f} s: {nodes} nodes, {losses} losses, {crashes} crashes",
+        f"of the cap charged: {sum(used) / count:.1%}, at most {max(used):.2%}",
+        f"overspend_max ${max(o.excess for o in found):.6f}, and above its bound "
+        f"${max(0.0, *(o.excess - o.bound for o in found)):.6f}",
+        f"histories in which the ledger knew of less than the cloud: {unbooked}",
     )
+    print("\n".join(lines))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from raygen.errors import ClusterError, ConfigError, StorageError
 
 LOOK_EVERY_S = 1.0
 FIRST_S = 60.0  # until workers have made a first step
-BOOT_S = 180.0  # from the launch of a node until it joins
 ENTERED_S = 5.0  # how old the spending of single trials may be
 
 
@@ -85,7 +84,7 @@ class Accountant:
         self._promised: dict[str, tuple[float, float]] = {}
         self._notes: list[str] = []
         self._kept: Kept | None = None
-        self._failing = self._stopped = self._superseded = False
+        self._failing = self._stopped = self._superseded = self._full = False
         self._now = _Snapshot()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="accountant", daemon=True)
@@ -138,9 +137,13 @@ class Accountant:
         stop = f"the cap of ${self.cap:g} is reached" if self._stopped else ""
         if trial is not None:
             dollars, rate = seen.trials.get(trial, 0.0), seen.rates.get(trial, 0.0)
-            return Bill(dollars + rate * (now - seen.entered_at), rate, math.inf, stop)
+            return Bill(
+                dollars + rate * (now - seen.entered_at), rate, math.inf, stop, not self._full
+            )
         limit = self.cap - seen.drain - seen.kept
-        return Bill(seen.spent + seen.rate * (now - seen.at), seen.rate, limit, stop)
+        return Bill(
+            seen.spent + seen.rate * (now - seen.at), seen.rate, limit, stop, not self._full
+        )
 
     def left(self) -> float:
         """Dollars that more work may cost, beside all that is spent, reserved and promised."""
@@ -249,8 +252,10 @@ class Accountant:
                 lost, wanted = self._lost, {t: dict(d) for t, d in self._demands.items()}
             return [*planned, *lost, *self._held(book, now, wanted)]
 
-        self.ledger.commit(decide)
+        entries = self.ledger.commit(decide)
+        self._full = self._full or capped.full(entries, now)
         self._failing = False
+        self._stopped = self._stopped or (self._full and not nodes)
         with self._lock:
             self._lost = []
         self._superseded = self.ledger.superseded
@@ -320,7 +325,7 @@ class Accountant:
     def _to_come(self, nodes: Mapping[str, Node]) -> float:
         """For nodes that boot, to come for the first time or in place of one that was lost."""
         dearest = max([self._newcomer.ceiling(), *(node.ceiling for node in nodes.values())])
-        return capped.to_come(dearest, self._newcomers, BOOT_S, self.terms)
+        return capped.to_come(dearest, self._newcomers, self.terms)
 
     def _say(self, note: str) -> None:
         with self._lock:

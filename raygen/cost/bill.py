@@ -14,13 +14,15 @@ from typing import Any, Protocol
 @dataclass(frozen=True)
 class Bill:
     """Dollars spent by now, `rate` more a second, and the sum, infinite for none, at which the work
-    is to be over; `stop` says why it is to stop now, and is empty while it may go on.
+    is to be over; `stop` says why it is to stop now, and is empty while it may go on. Nodes may be
+    asked for while it may `grow`.
     """
 
     dollars: float = 0.0
     rate: float = 0.0
     limit: float = math.inf
     stop: str = ""
+    grow: bool = True
 
     def after(self, seconds: float) -> float:
         """Dollars, so many seconds later."""

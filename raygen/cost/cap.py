@@ -8,8 +8,8 @@ the second. When no more can be bought, work stops at the end of the lease, and 
 which has been paid from the start, the last state is saved and the nodes are gone.
 
 So the cap holds to the cent if (1) each node is gone `drain_s` after its lease, (2) no price is
-above the one that was bought at, (3) what is kept covers nodes that are not leased yet. Where a node
-stays x seconds longer than that, the cap may be exceeded by what x seconds of it cost, and by
+above the one that was bought at, (3) what is kept covers nodes that are not leased yet. Where a
+node stays x seconds longer than that, the cap may be exceeded by what x seconds of it cost, and by
 nothing else.
 """
 
@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 
 from raygen.cost.book import HOUR, Book
 from raygen.cost.entries import Entry, Lease, Purpose, Reason, Settled
+
+BOOT_S = 180.0  # from the launch of a node until it joins
 
 Paid = Callable[[Lease, float], float]
 """The price an hour that a lease did cost up to a moment; never above the lease's own."""
@@ -104,15 +106,21 @@ def plan(book: Book, terms: Terms, look: Look, paid: Paid, name: Callable[[], st
     return entries + [_lease(node, until, terms, name()) for node in fresh]
 
 
+def full(entries: Iterable[Entry], now: float) -> bool:
+    """Whether what `plan` gave sends a node away: from then on no more may be asked for.
+
+    What is kept pays for those that were asked for before, and for no others.
+    """
+    return any(isinstance(entry, Lease) and entry.until <= now for entry in entries)
+
+
 def stop_at(book: Book, nodes: Iterable[str]) -> float:
     """When work on these nodes has to stop unless more is bought; infinite where nothing is."""
     there = set(nodes)
     return max((x.until for x in book.open.values() if x.node in there), default=math.inf)
 
 
-def room(
-    book: Book, terms: Terms, now: float, *, promised: float = 0.0
-) -> float:
+def room(book: Book, terms: Terms, now: float, *, promised: float = 0.0) -> float:
     """Dollars that more work may cost: what the cap leaves beside all that is spent and promised.
 
     `promised` is what work that was admitted may still cost. It runs on the very nodes whose leases
@@ -128,9 +136,9 @@ def drain_down(book: Book) -> float:
     return sum(lease.hourly * lease.drain_s for lease in book.open.values()) / HOUR
 
 
-def to_come(ceiling: float, nodes: int, boot_s: float, terms: Terms) -> float:
+def to_come(ceiling: float, nodes: int, terms: Terms) -> float:
     """Dollars to keep for so many nodes at once that boot, and go again where there is no room."""
-    return nodes * ceiling * (boot_s + terms.drain_s) / HOUR
+    return nodes * ceiling * (BOOT_S + terms.drain_s) / HOUR
 
 
 def least(ceilings: Iterable[float], terms: Terms, first_s: float) -> float:

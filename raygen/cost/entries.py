@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Reason = Literal["renewed", "done", "idle", "preempted", "failed"]
@@ -120,13 +120,14 @@ class Freed:
 Entry: TypeAlias = Opened | Lease | Settled | Held | Released | Lost | Kept | Freed
 
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Opened, Lease, Settled, Held, Released, Lost, Kept, Freed)
+    kind.__name__.lower(): kind
+    for kind in (Opened, Lease, Settled, Held, Released, Lost, Kept, Freed)
 }
 
 
 def encode(entries: Iterable[Entry], writer: str) -> bytes:
     """JSON, a line: entries that are written together, all or none."""
-    document = [{"kind": type(entry).__name__.lower(), **asdict(entry)} for entry in entries]
+    document = [{"kind": type(entry).__name__.lower(), **vars(entry)} for entry in entries]
     return json.dumps({"writer": writer, "entries": document}).encode() + b"\n"
 
 
