@@ -1,0 +1,1 @@
+"""Searches that spend dollars well: an application over raygen, run from the checkout."""
