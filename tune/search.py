@@ -47,8 +47,6 @@ from tune.trial import Handed, run_trial
 LOOK_EVERY_S = 0.5
 # Trials that failed, and nothing else: it is not their configuration.
 BARREN = 3
-# The scheduler has had its chance to begin something, and starting a driver took no longer.
-IDLE_S = 60.0
 # A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
 # after the first level of the first trial the policy knows better.
 START_S, JUDGE_S = 8.0, 20.0
@@ -135,7 +133,7 @@ class Search:
             target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
         )
         tuning.start()
-        reason = self._watch(tuning)
+        reason = self._watch(tuning, scheduler)
         tuning.join()
         hparams.close()
         if self.interrupts:
@@ -179,7 +177,10 @@ class Search:
         picked = Allowed(self.space)
         kept = self.records.load_policy()
         if kept is not None:
-            return Policy.restore(picked, json.loads(kept))
+            policy = Policy.restore(picked, json.loads(kept))
+            policy.interrupted()
+            policy.money = self.budget
+            return policy
         profile = self._profile()
         bill = self.accounts.bill()
         # Of everything that is paid, idle nodes included, a trial's part.
@@ -217,14 +218,12 @@ class Search:
         )
         return profile
 
-    def _watch(self, tuning: threading.Thread) -> str:
+    def _watch(self, tuning: threading.Thread, scheduler: BudgetScheduler) -> str:
         """Shows how it goes until it is over; why it is."""
         reason, told = "nothing that the money buys is left to do", False
-        idle_since: float | None = None
         while tuning.is_alive():
             tuning.join(LOOK_EVERY_S)
             running, notes = ray.get(self.desk.look.remote())
-            idle_since = None if running or not self.records.trials else idle_since or time.time()
             for note in [*notes, *self.accounts.notes()]:
                 self.progress.note(note)
             bill = self.accounts.bill()
@@ -239,8 +238,7 @@ class Search:
                 self.progress.note(f"{wanted}: saving what runs")
                 self.desk.stop.remote()
             # Paused trials keep Tune waiting for good.
-            bored = idle_since is not None and time.time() - idle_since > IDLE_S
-            if bored or (told and (not running or len(self.interrupts) > 1)):
+            if scheduler.over or (told and (not running or len(self.interrupts) > 1)):
                 self.over.set()
         return reason
 
