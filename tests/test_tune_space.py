@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raygen.errors import ConfigError
 from tune.dimensions import dimension
-from tune.space import Space
+from tune.space import Allowed, Space
 
 SPACES = Path(__file__).parents[1] / "tune" / "spaces"
 RATES = {"optim.generator.lr": {"loguniform": [1e-4, 1e-2]}}
@@ -162,3 +162,14 @@ def test_what_is_wrong_with_a_space_is_one_line(
         Space.load(written(tmp_path, **keys))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picker_gets_only_what_may_be_trained(tmp_path: Path) -> None:
+    widths = {"model.generator_width": {"int": [8, 64]}, "model.critic_width": {"int": [8, 64]}}
+    space = Space.load(written(tmp_path, space=widths, constraints={"parameters": 1.0e6}))
+    allowed, far_2 = Allowed(space), np.ones(2)
+    assert space.refusal(space.decode(far_2)) is not None
+    near = allowed.decode(far_2)
+    assert space.refusal(near) is None
+    assert allowed.decode(far_2) == near
+    assert allowed.decode(np.zeros(2)) == space.decode(np.zeros(2))

@@ -236,9 +236,10 @@ class Search:
             if wanted and not told:
                 told, reason = True, wanted
                 self.progress.note(f"{wanted}: saving what runs")
+                scheduler.over = True  # nothing more is begun
                 self.desk.stop.remote()
             # Paused trials keep Tune waiting for good.
-            if scheduler.over or (told and (not running or len(self.interrupts) > 1)):
+            if len(self.interrupts) > 1 or (scheduler.over and not running):
                 self.over.set()
         return reason
 

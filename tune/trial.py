@@ -107,6 +107,11 @@ class _Driver:
             handed.space.metric: found[handed.space.metric],
         }
 
+    def leave(self) -> None:
+        """Holds nothing, and is not running."""
+        self.purse.release()
+        ray.get(self.handed.desk.gone.remote(self.number))
+
     def _hold(self, config: Config) -> None:
         """Pays for its place while its workers start, and while it is judged.
 
@@ -178,12 +183,14 @@ def run_trial(config: Mapping[str, Any], handed: Handed) -> None:
                 raise RuntimeError(broken)
         for level in handed.rungs:
             if level > done:
-                tune.report(driver.level(level))
+                found = driver.level(level)
+                # A pause ends this process while it reports: nothing after that is sure to run.
+                driver.leave()
+                tune.report(found)
     except Interrupted:
         return
     except RaygenError as error:
         # Across processes a line travels better than a class.
         raise RuntimeError(str(error)) from None
     finally:
-        driver.purse.release()
-        handed.desk.gone.remote(number)
+        driver.leave()
