@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ray.tune import Callback, Stopper
+from ray.tune import Stopper
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from tune.hparams import HParams
 from tune.records import Records, Result
@@ -62,10 +63,11 @@ class Over(_Unkept, Stopper):  # type: ignore[misc]
         return self._over.is_set()
 
 
-class Recorder(_Unkept, Callback):  # type: ignore[misc]
-    """Keeps what trials report."""
+class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]
+    """Keeps what trials report, and prints nothing: without one, Tune has its own that does."""
 
     def __init__(self, records: Records, hparams: HParams) -> None:
+        super().__init__()
         self._records, self._hparams = records, hparams
 
     def on_trial_result(
@@ -83,6 +85,9 @@ class Recorder(_Unkept, Callback):  # type: ignore[misc]
         )
         kept = self._records.report(result["trial"], trial.config["values"], made)
         self._hparams.add(kept, made)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """All levels were judged, or it was told to stop."""
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial failed for good."""

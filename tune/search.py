@@ -8,6 +8,7 @@ as it happens: the same command goes on where the last one ended, however it end
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -148,6 +149,9 @@ class Search:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has its say whatever `verbose` is
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 << 30))  # the state is our own
+
+        # A trial that fails is told in a line of its own.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
         def trainable(config: dict[str, Any]) -> None:
             run_trial(config, handed)
