@@ -1,6 +1,6 @@
 """The accountant of a run or a search: watches Ray's nodes, leases their time, says when to stop.
 
-    accountant = Accountant(place, cap=5.0, owner="first")   # or ray.remote(Accountant).remote(...)
+    accountant = Accountant(place, cap=5.0, owner="first")   # in an actor: see remote
     accountant.begin()                   # refuses a cap that is spent, or too small for a step
     accountant.admit("trial-7", 0.12)    # before work of so many dollars begins
     accountant.bill().stop               # why to wind down now, empty to go on
