@@ -282,10 +282,19 @@ def prices() -> None:
 def cost(
     place: Annotated[str, typer.Argument(help="a run, a search, or a folder of runs, or s3://")],
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    settle: Annotated[
+        bool, typer.Option("--settle", help="ask AWS when machines ended that nobody saw go")
+    ] = False,
 ) -> None:
     """What went where: runs or trials, idle nodes, lost with nodes, the head; and when."""
-    from raygen.cost.report import plot, report
+    from raygen.cost.report import ledgers, plot, report
 
+    if settle:
+        from raygen.cost import cloud
+
+        for ledger in ledgers(place):
+            for line in cloud.settle(ledger):
+                _note(line)
     found = report(place)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")

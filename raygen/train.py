@@ -68,14 +68,14 @@ def fit(
     conditioning.check(config.conditions, catalogue)
     store.check_writable(config.storage)
     connect(config, on_note)
-    # The manifest last: a run that has one has all.
-    catalogue.write(store.join(run_uri(config), CATALOGUE))
-    run = Run.create(
-        config,
-        catalogue.classes,
-        {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
-    )
     with _purse(config, accounts) as purse:
+        # The manifest last: a run that has one has all.
+        catalogue.write(store.join(run_uri(config), CATALOGUE))
+        run = Run.create(
+            config,
+            catalogue.classes,
+            {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
+        )
         stop = stop or threading.Event()
         Supervisor(config, run, catalogue, purse, on_status, on_note, stop, judge).run()
     return run

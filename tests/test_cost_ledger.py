@@ -42,8 +42,8 @@ def test_an_open_lease_is_charged_in_full_up_to_its_end() -> None:
     # 36 dollars an hour are a cent a second.
     book = Book.of([lease("1")])
     assert book.committed == pytest.approx(1.20)
-    assert (book.spent(50), book.reserved(50)) == (pytest.approx(0.5), pytest.approx(0.7))
-    assert (book.spent(1e6), book.reserved(1e6)) == (pytest.approx(1.2), 0)
+    assert [book.spent(50), book.reserved(50)] == pytest.approx([0.5, 0.7])
+    assert [book.spent(1e6), book.reserved(1e6)] == pytest.approx([1.2, 0])
     assert book.unmatched(119) == []
     assert [x.id for x in book.unmatched(121)] == ["1"]
     # The truth, and a better one.
@@ -69,7 +69,7 @@ def test_shares_losses_idle_and_the_head_add_up() -> None:
     # From 50 on 1.5 are held of node a: half for each. Of the last ten seconds y lost all it did.
     assert found.trials == {"x": pytest.approx(0.375 + 0.25), "y": pytest.approx(0.20 + 0.10)}
     assert found.lost == {"y": pytest.approx(0.05)}
-    assert (found.idle, found.head) == (pytest.approx(0.125), pytest.approx(0.90))
+    assert [found.idle, found.head] == pytest.approx([0.125, 0.90])
 
 
 def test_what_a_dead_driver_kept_back_is_charged() -> None:

@@ -7,13 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from raygen.cost import spot
+from raygen.cost.cloud import settle
+from raygen.cost.entries import Lease
+from raygen.cost.ledger import Ledger
 from raygen.cost.node import Identity, ask_metadata, identify
 from raygen.cost.prices import price, prices, table_date
 from raygen.errors import ConfigError
@@ -126,6 +132,27 @@ def test_a_cloud_that_does_not_answer_costs_the_bound(monkeypatch: pytest.Monkey
     quote = spot.highest("g5.xlarge", "us-east-1a", 0, 1)
     assert quote.hourly == ON_DEMAND
     assert "AWS gives no spot price of g5.xlarge in us-east-1a" in quote.refused
+
+
+def test_aws_knows_when_a_machine_ended_that_nobody_saw_go(s3: str, tmp_path: Path) -> None:
+    client = boto3.client("ec2", region_name="us-east-1")
+    (ended, runs) = client.run_instances(ImageId="ami-12c6146b", MinCount=2, MaxCount=2)[
+        "Instances"
+    ]
+    client.terminate_instances(InstanceIds=[ended["InstanceId"]])
+    now, ledger = time.time(), Ledger(str(tmp_path))
+    for name, instance in (("1", ended["InstanceId"]), ("2", runs["InstanceId"]), ("3", "i-0f")):
+        lease = Lease(
+            name, name, "g5.xlarge", "us-east-1a", "spot", 36.0, now - 3600, now - 2, 1.0,
+            instance=instance,
+        )  # fmt: skip
+        ledger.append([replace(lease, until=now + 600) if name == "1" else lease])
+    ledger.append([replace(ledger.book.leases["1"], id="4", since=now - 1000, until=now - 500)])
+    # Of the machine that is gone, one lease is over: the cloud says that it lived beyond that.
+    (line,) = settle(ledger)
+    assert ended["InstanceId"] in line
+    assert abs(ledger.book.settled["4"].end - now) < 60
+    assert list(ledger.book.settled) == ["4"]
 
 
 IDENTITY = """{"instanceType": "g5.xlarge", "availabilityZone": "us-east-1b",

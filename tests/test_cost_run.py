@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from raygen.config import Config
 from raygen.cost.accountant import Accountant
@@ -64,7 +70,8 @@ def test_an_accountant_leases_books_and_hands_over(alone: object, tmp_path: Path
     # The same command again, while this one hangs: it may not write over the other's work.
     second = Accountant(str(tmp_path), cap=0.01)
     second.begin()
-    time.sleep(1.5)
+    first.hold("x", {here: {"CPU": 0.5}})  # to enter it, it reads the ledger
+    time.sleep(2.5)
     with pytest.raises(ClusterError, match="another driver goes on with"):
         first.bill()
     second.close()
@@ -89,9 +96,50 @@ def test_what_a_dead_driver_leased_is_charged_in_full(alone: object, tmp_path: P
     assert note.startswith("nobody said when g5.xlarge node of ")
     # Until the cloud says otherwise.
     again.ledger.append([Settled("1", 50.0, 18.0, "failed")])
-    time.sleep(1.5)
+    time.sleep(2.5)
     assert again.spent() == pytest.approx(0.25, abs=0.01)
     again.close()
+
+
+DRIVER = """
+import sys, time, ray
+from raygen.cost.accountant import Accountant
+ray.init(sys.argv[1], log_to_driver=False)
+Accountant(sys.argv[2], cap=1.0, lease_s=10, drain_s=8).begin()
+time.sleep(3600)
+"""
+
+
+@pytest.mark.slow
+def test_rented_nodes_end_with_their_leases_when_the_driver_is_killed(tmp_path: Path) -> None:
+    Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").mkdir(parents=True, exist_ok=True)
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    labels = {"ray.io/market-type": "spot", "raygen.io/instance-type": "g5.xlarge"}
+    nodes = [cluster.add_node(num_cpus=1, labels=labels) for _ in range(2)]
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+    words = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
+    driver = subprocess.Popen(words)
+    try:
+        folder = Path(tempfile.gettempdir())
+        locks = [folder / f"raygen-lease-{node.node_id[:16]}.lock" for node in nodes]
+        deadline = time.monotonic() + 180
+        while not all(lock.exists() for lock in locks) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2)
+        assert all(raylet.is_running() for raylet in raylets)
+        driver.kill()
+        _, alive = psutil.wait_procs(raylets, timeout=60)
+        ended = time.time()
+        assert not alive
+        leases = Ledger(str(tmp_path)).book.open.values()
+        assert {lease.node for lease in leases} >= {node.node_id for node in nodes}
+        assert all(x.type == "g5.xlarge" for x in leases if x.purpose == "worker")
+        # What nobody settled is charged up to a moment at which they are gone indeed.
+        assert all(ended <= lease.gone_by + 0.5 for lease in leases)
+    finally:
+        driver.kill()
+        cluster.shutdown()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The accountant of a run or a search: watches Ray's nodes, leases their time, says when to stop.
 
-    accountant = Accountant(place, cap=5.0, owner="first")   # or ray.remote(Accountant).remote(...)
+    accountant = Accountant(place, cap=5.0, owner="first")   # in an actor: see remote
     accountant.begin()                   # refuses a cap that is spent, or too small for a step
     accountant.admit("trial-7", 0.12)    # before work of so many dollars begins
     accountant.bill().stop               # why to wind down now, empty to go on
@@ -34,6 +34,7 @@ from raygen.errors import ClusterError, ConfigError, StorageError
 
 LOOK_EVERY_S = 1.0
 FIRST_S = 60.0  # until workers have made a first step
+READ_EVERY_S = 10.0  # between looks at what others have entered
 ENTERED_S = 5.0  # how old the spending of single trials may be
 
 
@@ -86,6 +87,7 @@ class Accountant:
         self._kept: Kept | None = None
         self._failing = self._stopped = self._superseded = self._full = False
         self._now = _Snapshot()
+        self._read_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="accountant", daemon=True)
 
@@ -252,7 +254,10 @@ class Accountant:
                 lost, wanted = self._lost, {t: dict(d) for t, d in self._demands.items()}
             return [*planned, *lost, *self._held(book, now, wanted)]
 
-        entries = self.ledger.commit(decide)
+        # Storage is asked when there is something to enter, or others may have entered something.
+        entries: Sequence[Entry] = []
+        if now - self._read_at > READ_EVERY_S or decide(self.ledger.book):
+            entries, self._read_at = self.ledger.commit(decide), now
         self._full = self._full or capped.full(entries, now)
         self._failing = False
         self._stopped = self._stopped or (self._full and not nodes)

@@ -6,9 +6,9 @@ A purse is one trial's view of an accountant, in this process or, as an actor, i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,3 @@ class Purse:
     def notes(self) -> list[str]:
         """What the accountant has to say to a user; a trial leaves that to its search."""
         return [] if self._trial else self._accounts.notes()
-
-
-class Remote:
-    """An accountant in an actor, asked as if it were here."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        import ray
-
-        method = getattr(self._handle, name)
-        return lambda *given: ray.get(method.remote(*given))

@@ -62,7 +62,7 @@ def price(node: str) -> Price:
     if node not in types:
         raise ConfigError(
             f"no price for nodes of type {node!r} in the table of {table_date()}; known are "
-            f"{', '.join(types)}: take train.node of the nearest of them that is dearer",
+            f"{', '.join(types)}",
             "train.node",
         )
     return Price(node, *types[node])

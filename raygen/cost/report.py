@@ -92,17 +92,12 @@ class Report:
 
 def report(place: str, now: float | None = None) -> Report:
     """Of a run, a search, or a storage of runs. Raises StorageError where no ledger is."""
-    place, when = store.absolute(place), time.time() if now is None else now
-    if Ledger.exists(place):
-        return _report(place, Ledger(place).book, when)
-    found = [uri for uri in store.prefixes(place) if Ledger.exists(uri)]
-    if not found:
-        raise StorageError(
-            f"no ledger at {place}: give a run, a search, or a folder of runs, as in runs", place
-        )
-    parts = [_report(uri, Ledger(uri).book, when) for uri in found]
+    when = time.time() if now is None else now
+    parts = [_report(ledger.place, ledger.book, when) for ledger in ledgers(place)]
+    if len(parts) == 1:
+        return parts[0]
     return Report(
-        place=place,
+        place=store.absolute(place),
         rows=[row for part in parts for row in part.rows],
         idle=sum(part.idle for part in parts),
         head=sum(part.head for part in parts),
@@ -111,6 +106,19 @@ def report(place: str, now: float | None = None) -> Report:
         unsettled=[lease for part in parts for lease in part.unsettled],
         curve=_sum([part.curve for part in parts]),
     )
+
+
+def ledgers(place: str) -> list[Ledger]:
+    """That of a run or a search, or those of a storage of runs. Raises StorageError for none."""
+    place = store.absolute(place)
+    if Ledger.exists(place):
+        return [Ledger(place)]
+    found = [Ledger(uri) for uri in store.prefixes(place) if Ledger.exists(uri)]
+    if not found:
+        raise StorageError(
+            f"no ledger at {place}: give a run, a search, or a folder of runs, as in runs", place
+        )
+    return found
 
 
 def spent_on(run_uri: str) -> float:

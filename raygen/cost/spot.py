@@ -52,6 +52,11 @@ def highest(type_: str, zone: str, since: float, until: float) -> Quote:
     return Quote(min(value, bound), f"spot, AWS {zone}, {at:%Y-%m-%d %H:%M}")
 
 
+def region(zone: str) -> str:
+    """The region of an AWS zone: us-east-1 of us-east-1a."""
+    return zone.rstrip("abcdefghij")
+
+
 def _absurd(history: list[tuple[float, datetime]], since: float, bound: float) -> str:
     newest = max(at for _, at in history)
     if newest.timestamp() < since - STALE_S:
@@ -69,7 +74,7 @@ def _absurd(history: list[tuple[float, datetime]], since: float, bound: float) -
 def _history(type_: str, zone: str, since: float, until: float) -> list[tuple[float, datetime]]:
     """(dollars an hour, from when on) of each price that held in the time."""
     config = BotoConfig(retries={"mode": "standard", "max_attempts": 3}, connect_timeout=5)
-    client = boto3.client("ec2", region_name=zone.rstrip("abcdefghij"), config=config)
+    client = boto3.client("ec2", region_name=region(zone), config=config)
     pages = client.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=[type_],
         AvailabilityZone=zone,
