@@ -56,9 +56,9 @@ class Rules:
     endgame: float = 0.3  # of the money: nothing new is begun with less left
     narrow: float = 0.33  # of trials go on from a rung that tells all
     doubt: float = 0.35  # what one rung is taken to tell of the next, in spreads
-    drawn: int = 48  # candidates at random
-    near: int = 24  # and near the best
-    most: int = 90  # trials that the process looks at
+    drawn: int = 32  # candidates at random
+    near: int = 16  # and near the best
+    most: int = 70  # trials that the process looks at
     hedge: float = 0.1  # of the money: for trials that run to the end whatever they show
     hedges: int = 3  # at most
 
@@ -152,7 +152,7 @@ class Policy:
         t = self.trials[trial]
         t.dollars += dollars
         t.results[level] = min([score, *t.results.values()])
-        t.level, t.fresh = level, False
+        t.level, t.fresh = max(t.level, level), False
         if t.until is None or level < t.until:
             return t.until
         t.until = None
@@ -168,6 +168,11 @@ class Policy:
         """The trial has ended by itself (diverged, failed for good): it cannot be continued."""
         t = self.trials[trial]
         t.until, t.over = None, True
+
+    def withdrawn(self, trial: int) -> None:
+        """The job was not begun after all: the purse refused it."""
+        t = self.trials[trial]
+        t.until, t.starts, t.fresh = None, t.starts - 1, False
 
     def interrupted(self) -> None:
         """Nothing runs (any more): what ran stands where it last reported."""

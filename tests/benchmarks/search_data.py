@@ -112,6 +112,7 @@ def available() -> bool:
     return (DATA / "lcbench" / "model.onnx").exists()
 
 
+@cache
 def load(family: str, name: str) -> Task:
     """A task of a family."""
     return _lcbench(name) if family == "lcbench" else _algoperf(name)

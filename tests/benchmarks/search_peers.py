@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,10 @@ class Hyperband(Random):
             if self.pool.used_N.all():
                 bracket.to_open = 0
                 bracket.settle()
-            if (trial := bracket.take()) is not None:
+            while (trial := bracket.take()) is not None:
+                if trial in self.over:
+                    bracket.done(trial, 0, bracket.last[trial])
+                    continue
                 return Piece(trial, self.configs[trial], bracket.since, bracket.until)
             if bracket.to_open and bracket.rung == bracket.k and (piece := self.new(bracket.until)):
                 return self._opened(bracket, piece)
@@ -175,6 +179,7 @@ class _Bracket:
         self.waiting = 0
         self.queue: list[int] = []
         self.scores: dict[int, float] = {}
+        self.last: dict[int, float] = {}
         self.ended: set[int] = set()
 
     @property
@@ -193,7 +198,7 @@ class _Bracket:
 
     def done(self, trial: int, level: int, score: float) -> None:
         self.waiting -= 1
-        self.scores[trial] = score
+        self.scores[trial] = self.last[trial] = score
         if level < self.until:
             self.ended.add(trial)
         self.settle()
@@ -315,7 +320,7 @@ class FreezeThaw(Random):
         self.paused.pop(trial, None)
 
     def _choose(self) -> tuple[int | None, dict[str, Any] | None]:
-        """The best of the paused and of 60 new ones: (trial, None), (None, new), or nothing."""
+        """The best of the paused and of 30 new ones: (trial, None), (None, new), or nothing."""
         trials = list(self.curves)
         last = np.array([self.curves[t][-1] for t in trials])
         middle, spread = np.median(last), np.quantile(last, 0.75) - last.min() + 1e-9
@@ -324,11 +329,9 @@ class FreezeThaw(Random):
         p, m = np.empty(len(trials)), np.empty(len(trials))
         for i, t in enumerate(trials):
             y = np.minimum((np.array(self.curves[t]) - middle) / spread, 3.0)
-            s = np.arange(1, len(y) + 1) * self.first / LEVELS
-            k = 0.5 * 0.3 / (s[:, None] + s + 0.3) + 1e-3 * np.eye(len(y))
-            w = np.linalg.solve(k, np.ones(len(y)))
+            w = _weights(len(y))
             p[i], m[i] = w.sum(), w @ y / w.sum()
-        fresh = [] if self.pool.used_N.all() else [self.pool.sample(self.rng) for _ in range(60)]
+        fresh = [] if self.pool.used_N.all() else [self.pool.sample(self.rng) for _ in range(30)]
         c_MD = np.stack([*x_ND, *(self.pool.encode(c) for c in fresh)])
         k_NN = _matern(x_ND, x_ND) + np.diag(1 / p)
         k_MN = _matern(c_MD, x_ND)
@@ -344,6 +347,14 @@ class FreezeThaw(Random):
             return None, None
         i = int(np.where(open_M, gain, -1.0).argmax())
         return (trials[i], None) if i < len(trials) else (None, fresh[i - len(trials)])
+
+
+@cache
+def _weights(n: int) -> Floats:
+    """What n equally spaced levels say of the asymptote; [n]."""
+    s = np.arange(1, n + 1) * FreezeThaw.first / LEVELS
+    k = 0.5 * 0.3 / (s[:, None] + s + 0.3) + 1e-3 * np.eye(n)
+    return np.linalg.solve(k, np.ones(n))
 
 
 def _matern(a_ND: Floats, b_MD: Floats) -> Floats:
