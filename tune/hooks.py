@@ -8,9 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.tune import Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from tune.budget import BudgetScheduler
 from tune.hparams import HParams
 from tune.records import Records, Result
 
@@ -23,44 +25,59 @@ class _Unkept:
 
 
 class Kept(_Unkept):
-    """Keeps the scheduler's state on storage whenever it changes."""
+    """Keeps the scheduler's state on storage whenever it changes, until it is closed.
+
+    When Tune is ended, every trial looks to the scheduler as if it had come to its own end.
+    """
 
     def __init__(self, records: Records) -> None:
-        self._records = records
+        self._records, self._closed = records, False
 
     def __call__(self, state: bytes) -> None:
         """Takes it."""
-        self._records.save_policy(state)
+        if not self._closed:
+            self._records.save_policy(state)
+
+    def close(self) -> None:
+        """What has been kept stays."""
+        self._closed = True
 
 
 class Money(_Unkept):
-    """The purse as the scheduler sees it."""
+    """The purse as the scheduler sees it, empty once it is closed."""
 
-    def __init__(self, accounts: Any) -> None:
-        self._accounts = accounts
+    def __init__(self, accountant: Any) -> None:
+        self._accountant, self._closed = accountant, False
 
     def left(self) -> float:
         """Dollars that are neither spent nor promised."""
-        return float(self._accounts.left())
+        return 0.0 if self._closed else float(ray.get(self._accountant.left.remote()))
 
     def admit(self, dollars: float) -> bool:
         """Whether so much more may be begun."""
         return dollars <= self.left()
 
+    def close(self) -> None:
+        """Nothing more is begun."""
+        self._closed = True
+
 
 class Over(_Unkept, Stopper):  # type: ignore[misc]
-    """Ends Tune once the event is set."""
+    """Ends Tune once the event is set or the scheduler is done: paused trials keep it waiting."""
 
-    def __init__(self, over: threading.Event) -> None:
-        self._over = over
+    def __init__(self, event: threading.Event, scheduler: BudgetScheduler, kept: Kept) -> None:
+        self._event, self._scheduler, self._kept = event, scheduler, kept
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """No trial is ended by itself."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether everything is."""
-        return self._over.is_set()
+        """Whether everything is; in Tune's own thread, as all that the scheduler is asked."""
+        if self._scheduler.finished or self._event.is_set():
+            self._kept.close()
+            return True
+        return False
 
 
 class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]

@@ -21,15 +21,13 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
 
-from raygen.cost.accountant import Accountant
-from raygen.cost.bill import Remote
+from raygen.cost.remote import Remote, start
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
-from raygen.errors import ConfigError, DataError, Interrupted, RaygenError, TrainingError
+from raygen.errors import ConfigError, DataError, Interrupted, TrainingError
 from raygen.export import export_run
 from raygen.runs import Run, checkpoint_name
 from raygen.train import connect
@@ -76,27 +74,32 @@ class Search:
         self.over = threading.Event()
         self.failure: BaseException | None = None
         self._fatal = ""
+        self._kept = Kept(records)
 
     def run(self) -> str:
         """Searches until the money, the trials or the user's patience are at their end."""
         connect(self.space.base, self.progress.note)
         self._catalogue()
-        accountant = beside_driver(Accountant, max_concurrency=16).remote(
-            self.records.storage,
-            cap=self.budget,
-            owner="search",
-            otherwise=self.space.base.train.node,
-            lease_s=self.space.base.budget.lease_s,
-            drain_s=self.space.base.budget.drain_s,
-        )
-        self.accounts: Any = Remote(accountant)
+        terms = self.space.base.budget
         try:
-            _unwrapped(self.accounts.begin)
+            self.accountant = start(
+                self.records.storage,
+                cap=self.budget,
+                owner="search",
+                otherwise=self.space.base.train.node,
+                lease_s=terms.lease_s,
+                drain_s=terms.drain_s,
+            )
+        except ConfigError as error:
+            message = str(error).replace("budget.dollars=", "--budget ")
+            raise ConfigError(message, "budget") from None
+        self.accounts = Remote(self.accountant)
+        try:
             with _counted_interrupts(self.interrupts):
-                reason = self._search(accountant)
+                reason = self._search()
                 self._finish(reason)
         finally:
-            self.accounts.close()
+            ray.get(self.accountant.close.remote())
         return reason
 
     def _catalogue(self) -> None:
@@ -113,18 +116,19 @@ class Search:
             raise DataError(f"none of the {len(found)} videos at {data.uri} can be used", data.uri)
         usable.write(uri)
 
-    def _search(self, accountant: Any) -> str:
+    def _search(self) -> str:
         slots = self._parallel or _slots(self.space, ray.cluster_resources())
         policy = self._policy(slots)
         self.desk = beside_driver(Desk).remote()
         judge = start_judge(self.space.base.evaluate.cpus)
         handed = Handed(
-            self.space, self.records.storage, self.desk, judge, accountant, policy.rungs
+            self.space, self.records.storage, self.desk, judge, self.accountant, policy.rungs
         )
+        self._money = Money(self.accountant)
         scheduler = BudgetScheduler(
             policy,
-            Money(self.accounts),
-            Kept(self.records),
+            self._money,
+            self._kept,
             metric=self.space.metric,
             mode=self.space.mode,
         )
@@ -134,7 +138,7 @@ class Search:
             target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
         )
         tuning.start()
-        reason = self._watch(tuning, scheduler)
+        reason = self._watch(tuning)
         tuning.join()
         hparams.close()
         if self.interrupts:
@@ -170,7 +174,7 @@ class Search:
                     name="search",
                     storage_path=tempfile.mkdtemp(prefix="raygen-tune-"),
                     callbacks=[recorder],
-                    stop=Over(self.over),
+                    stop=Over(self.over, scheduler, self._kept),
                     verbose=0,
                 ),
             ).fit()
@@ -182,7 +186,6 @@ class Search:
         kept = self.records.load_policy()
         if kept is not None:
             policy = Policy.restore(picked, json.loads(kept))
-            policy.interrupted()
             policy.money = self.budget
             return policy
         profile = self._profile()
@@ -222,7 +225,7 @@ class Search:
         )
         return profile
 
-    def _watch(self, tuning: threading.Thread, scheduler: BudgetScheduler) -> str:
+    def _watch(self, tuning: threading.Thread) -> str:
         """Shows how it goes until it is over; why it is."""
         reason, told = "nothing that the money buys is left to do", False
         while tuning.is_alive():
@@ -231,7 +234,9 @@ class Search:
             for note in [*notes, *self.accounts.notes()]:
                 self.progress.note(note)
             bill = self.accounts.bill()
-            purse = Purse(bill.dollars, self.accounts.reserved(), self.budget, bill.rate)
+            purse = Purse(
+                bill.dollars, ray.get(self.accountant.reserved.remote()), self.budget, bill.rate
+            )
             self.progress.show(self.records, self.space, running, purse)
             failed = [trial for trial in self.records.trials.values() if trial.detail]
             if len(failed) >= BARREN and len(failed) == len(self.records.trials):
@@ -240,10 +245,11 @@ class Search:
             if wanted and not told:
                 told, reason = True, wanted
                 self.progress.note(f"{wanted}: saving what runs")
-                scheduler.over = True  # nothing more is begun
+                # Nothing more is begun, and what stops now is not over to the policy.
+                self._kept.close()
+                self._money.close()
                 self.desk.stop.remote()
-            # Paused trials keep Tune waiting for good.
-            if len(self.interrupts) > 1 or (scheduler.over and not running):
+            if len(self.interrupts) > 1 or (told and not running):
                 self.over.set()
         return reason
 
@@ -292,18 +298,6 @@ def _up(dollars: float) -> float:
     """Rounded up to two digits that count."""
     unit = 10.0 ** (math.floor(math.log10(dollars)) - 1)
     return round(math.ceil(dollars / unit) * unit, 12)
-
-
-def _unwrapped(call: Any) -> Any:
-    """What an actor's method returns, or raises of ours."""
-    try:
-        return call()
-    except RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RaygenError):
-            message = str(cause).replace("budget.dollars=", "--budget ")
-            raise ConfigError(message) from None
-        raise
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from ray import tune
 
 from raygen.board import Status
 from raygen.config import Config
-from raygen.cost.bill import Purse, Remote
+from raygen.cost.bill import Purse
+from raygen.cost.remote import Remote
 from raygen.errors import Interrupted, RaygenError
 from raygen.runs import Run, checkpoint_name, step_of
 from raygen.train import fit
