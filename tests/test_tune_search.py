@@ -84,7 +84,7 @@ def test_a_killed_search_goes_on_within_its_cap(shapes: Path, tmp_path: Path) ->
         # No step that reached a checkpoint was trained again.
         assert Run.open(records.run_uri(trial)).status["step"] >= runs[trial.name]
     third = start(space, storage, shapes, Ledger(storage).book.committed + 0.004, log)
-    assert third.wait(300) == 0, log.read_text()
+    assert third.wait(600) == 0, log.read_text()
 
     said = log.read_text()
     assert "Traceback" not in said
