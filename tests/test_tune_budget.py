@@ -73,6 +73,7 @@ def search(policy: Policy, dollars: float, folder: Path) -> bytes:
     return kept[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_promotes_ends_within_its_money_and_goes_on_from_its_state(tmp_path: Path) -> None:
     policy = Policy(Line(), money=4.0, levels=LEVELS, workers=2, level_dollars=PRICE)
