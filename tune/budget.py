@@ -136,8 +136,8 @@ class BudgetScheduler(TrialScheduler):  # type: ignore[misc]
         self._over(trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """It was ended while it waited."""
-        self._over(trial)
+        """Tune has let go of it while it waited; the policy may yet go on with it."""
+        self._running.discard(trial.config["trial"])
 
     def _over(self, trial: Trial) -> None:
         self.policy.ended(trial.config["trial"])
@@ -151,9 +151,16 @@ class BudgetScheduler(TrialScheduler):  # type: ignore[misc]
             if trial is not None and trial.status in (Trial.PENDING, Trial.PAUSED):
                 return trial
         job = self._decided()
-        trial = self._tune.get(job.trial) if job is not None else None
-        if job is not None and trial is not None:
-            self._begin(job)
+        if job is None:
+            if not self._running:  # Tune would wait for ever for what is paused
+                for paused in self._tune.values():
+                    if paused.status == Trial.PAUSED:
+                        tune_controller.stop_trial(paused)
+            return None
+        trial = self._tune.get(job.trial)
+        if trial is None or trial.status not in (Trial.PENDING, Trial.PAUSED):
+            return None
+        self._begin(job)
         return trial
 
     def debug_string(self) -> str:

@@ -36,11 +36,13 @@ class Warp:
 
     @classmethod
     def of(cls, loss_N: Floats) -> Warp:
+        """That of the best that each trial has reached."""
         best = float(loss_N.min())
         spread = float(np.quantile(loss_N, 0.5)) - best
         return cls(best, spread if spread > 0 else max(abs(best), 1.0) * 1e-6)
 
     def __call__(self, loss: Floats) -> Floats:
+        """Losses of any shape, warped."""
         z = np.asarray((loss - self.best) / self.spread)
         return np.where(z > 1, 1 + np.log(np.maximum(z, 1)), z)
 
@@ -55,7 +57,7 @@ class Line:
 
     @classmethod
     def of(cls, x_N: Floats, y_N: Floats, noise: float) -> Line:
-        """The prior: nothing is gained or lost on the way, give or take; `noise` is its variance."""
+        """The prior: little is gained on the way, give or take; `noise` is its variance."""
         prior = np.diag([1 / 0.3**2, 1 / 0.3**2])
         a_N2 = np.stack([np.ones(len(x_N)), x_N], axis=1)
         start = prior @ np.array([-0.15, 1.0])

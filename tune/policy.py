@@ -223,7 +223,7 @@ class Policy:
     def _rate(self, t: Trial) -> float:
         """Dollars a level: its own where it has run, or the mean of all."""
         if t.level:
-            return max(t.dollars - t.starts * self.restart, 0.0) / t.level
+            return max(t.dollars - (t.starts - t.fresh) * self.restart, 0.0) / t.level
         seen = [self._rate(u) for u in self.trials if u.level]
         return float(np.mean(seen)) if seen else self.level_dollars
 

@@ -78,7 +78,8 @@ class Task:
     @property
     def full(self) -> float:
         """Seconds of a whole run: the mean over the pool."""
-        return float(np.mean([self.seconds_RNL[0, n, e - 1] for n, e in enumerate(self.levels_RN[0])]))
+        ends = enumerate(self.levels_RN[0])
+        return float(np.mean([self.seconds_RNL[0, n, end - 1] for n, end in ends]))
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def world(task: Task, rng: np.random.Generator) -> World:
     final = loss[n, levels - 1]
     best = float(final.min())
     scale = max(float(np.quantile(final, 0.75)) - best, 1e-9)
-    return World(
-        task.vector_ND, loss, task.seconds_RNL[r, n], levels, best, scale, task.full
-    )
+    return World(task.vector_ND, loss, task.seconds_RNL[r, n], levels, best, scale, task.full)
 
 
 def available() -> bool:
@@ -214,9 +213,7 @@ def _algoperf(name: str) -> Task:
     for n, runs in enumerate(pool):
         for r, run in enumerate(runs):
             loss[r, n], seconds[r, n], levels[r, n] = _curve(run, metric, more, limit)
-    vector = np.stack(
-        [_features(json.loads(hp), s, submissions) for s, hp in sorted(groups)]
-    )
+    vector = np.stack([_features(json.loads(hp), s, submissions) for s, hp in sorted(groups)])
     return Task(name, vector, loss, seconds, levels, np.array([len(runs) for runs in pool]))
 
 

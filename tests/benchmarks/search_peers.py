@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks.search_sim import LEVELS, Pool
+from tune.model import improvement
 
 Floats = NDArray[np.float64]
 RUNGS = (2, 6, 17, LEVELS)
@@ -340,8 +341,7 @@ class FreezeThaw(Random):
         mean = centre + k_MN @ solved[:, 0]
         sd = np.sqrt(np.maximum(1 - (k_MN * solved[:, 1:].T).sum(1), 1e-6))
         best = min(min(c) for c in self.curves.values())
-        z = ((best - middle) / spread - mean) / sd
-        gain = sd * (z * _cdf(z) + np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
+        gain = improvement((best - middle) / spread, mean, sd * sd)
         open_M = np.array([t in self.paused for t in trials] + [True] * len(fresh))
         if not open_M.any():
             return None, None
@@ -361,14 +361,6 @@ def _matern(a_ND: Floats, b_MD: Floats) -> Floats:
     """Matern 5/2 of length 0.5 for each of the root of the dimensions; [N, M]."""
     r = np.sqrt(((a_ND[:, None] - b_MD) ** 2).sum(2) * 5 / (0.25 * a_ND.shape[1] / 2))
     return np.asarray((1 + r + r * r / 3) * np.exp(-r))
-
-
-def _cdf(z: Floats) -> Floats:
-    """The normal distribution's, by Abramowitz and Stegun's 26.2.17 (7.5e-8)."""
-    t = 1 / (1 + 0.2316419 * np.abs(z))
-    poly = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    tail = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi) * poly
-    return np.where(z > 0, 1 - tail, tail)
 
 
 PEERS: dict[str, type[Random]] = {
