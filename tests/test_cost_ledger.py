@@ -215,6 +215,7 @@ def test_a_trials_dollars_are_those_of_its_searchs_ledger(tmp_path: Path) -> Non
     Ledger(str(tmp_path)).append(held)
     assert spent_on(str(tmp_path / "trial-1")) == pytest.approx(0.25)
     assert spent_on(str(tmp_path / "trial-2")) == 0
+    assert spent_on(str(tmp_path / "trials" / "trial-1")) == pytest.approx(0.25)
 
 
 def test_a_plot_rises_from_the_left_to_its_top() -> None:

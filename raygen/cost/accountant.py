@@ -27,7 +27,7 @@ from raygen.cost.bill import Bill
 from raygen.cost.book import HOUR, Book
 from raygen.cost.cap import Look, Node, Terms
 from raygen.cost.cluster import Cluster
-from raygen.cost.entries import Entry, Freed, Held, Kept, Lease, Lost, Released, Settled
+from raygen.cost.entries import Entry, Freed, Held, Kept, Lease, Lost, Reason, Released, Settled
 from raygen.cost.ledger import Ledger
 from raygen.cost.prices import price
 from raygen.errors import ClusterError, ConfigError, StorageError
@@ -82,6 +82,7 @@ class Accountant:
         self._lock = threading.Lock()
         self._demands: dict[str, dict[str, float]] = {}
         self._lost: list[Lost] = []
+        self._gone: dict[str, Reason] = {}
         self._promised: dict[str, tuple[float, float]] = {}
         self._notes: list[str] = []
         self._kept: Kept | None = None
@@ -242,7 +243,10 @@ class Accountant:
         now = time.time()
         for note in capacity_notes:
             self._say(note)
-        look = Look(now, nodes, gone)
+        self._gone |= gone  # until it has been entered
+        look = Look(now, nodes, self._gone)
+        with self._lock:
+            lost, wanted = list(self._lost), {t: dict(d) for t, d in self._demands.items()}
         # Once it is over nothing more is bought; a node that comes is paid until it is gone.
         terms = replace(self.terms, cap=-math.inf) if self._stopped else self.terms
 
@@ -250,8 +254,6 @@ class Accountant:
             if self.ledger.superseded:
                 return []
             planned = capped.plan(book, terms, look, self._paid, _name)
-            with self._lock:
-                lost, wanted = self._lost, {t: dict(d) for t, d in self._demands.items()}
             return [*planned, *lost, *self._held(book, now, wanted)]
 
         # Storage is asked when there is something to enter, or others may have entered something.
@@ -261,8 +263,9 @@ class Accountant:
         self._full = self._full or capped.full(entries, now)
         self._failing = False
         self._stopped = self._stopped or (self._full and not nodes)
+        self._gone = {}
         with self._lock:
-            self._lost = []
+            self._lost = self._lost[len(lost) :]
         self._superseded = self.ledger.superseded
         self._known |= nodes
         book = self.ledger.book

@@ -122,17 +122,18 @@ def ledgers(place: str) -> list[Ledger]:
 
 
 def spent_on(run_uri: str) -> float:
-    """Dollars that went into the run at STORAGE/NAME: all of its own ledger, or as a trial its
-    share of the ledger of STORAGE; nothing where there is neither.
+    """Dollars that went into a run: all of its own ledger, or as a trial its share of the ledger of
+    its search, one or two folders above; nothing where there is neither.
     """
     now = time.time()
     if Ledger.exists(run_uri):
         return Ledger(run_uri).book.spent(now)
-    storage, _, name = run_uri.rstrip("/").rpartition("/")
-    if not Ledger.exists(storage):
-        return 0.0
-    spending = Ledger(storage).book.spending(now)
-    return spending.trials.get(name, 0.0) + spending.lost.get(name, 0.0)
+    above, _, name = run_uri.rstrip("/").rpartition("/")
+    for place in (above, above.rpartition("/")[0]):
+        if place and not place.endswith(":/") and Ledger.exists(place):
+            spending = Ledger(place).book.spending(now)
+            return spending.trials.get(name, 0.0) + spending.lost.get(name, 0.0)
+    return 0.0
 
 
 def plot(curve: Sequence[tuple[float, float]], width: int = WIDTH, height: int = HEIGHT) -> str:
