@@ -125,9 +125,7 @@ class Bench:
         self._real, self._real_labels, videos = real_clips(catalogue, config)
         on_note("training the judge")
         classes, settings = catalogue.classes, config.evaluate
-        self._judge = Judge(
-            self._real, self._real_labels, videos, classes, settings, config.seed
-        )
+        self._judge = Judge(self._real, self._real_labels, videos, classes, settings, config.seed)
 
     def judge(self, fake: Clips, labels: Labels, title: str) -> Findings:
         """What these generated clips are worth."""
