@@ -67,7 +67,7 @@ class Line:
             rest = y_N - a_N2 @ mean
             # Two observations' worth of the prior.
             noise = float((2 * noise + rest @ rest) / (2 + len(x_N)))
-        return cls(mean, cov, noise)
+        return cls(np.asarray(mean, np.float64), np.asarray(cov, np.float64), noise)
 
     def __call__(self, m: Floats, v: Floats) -> tuple[Floats, Floats]:
         """Mean and variance, taken through the line."""

@@ -299,10 +299,10 @@ class Policy:
                 worth_M[self.restart + rate_M * self.rungs[0] > free] = -1.0
                 m = int(worth_M.argmax())
                 best = max(best, (float(worth_M[m]), -1, config_M[m]), key=lambda b: b[0])
-        worth, trial, config = best
+        worth, trial, new = best
         if worth < 0:
             return None
-        return trial, config, self._rung_after(self.trials[trial].level if config is None else 0)
+        return trial, new, self._rung_after(self.trials[trial].level if new is None else 0)
 
     def _finals(self, trials: list[Trial]) -> tuple[Floats, Floats, Floats]:
         """What each will reach: tune.model.finals of what they have at the rungs."""
