@@ -21,7 +21,17 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 settings.register_profile("raygen", deadline=None)
 settings.load_profile("raygen")
 
+# Files whose tests bind the port that Serve has for everybody.
+ONE_AT_A_TIME = {"test_end_to_end.py", "test_serve_app.py"}
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay in one process, which shares its fixtures and its Ray."""
+    for item in items:
+        name = item.path.name
+        item.add_marker(pytest.mark.xdist_group("serve" if name in ONE_AT_A_TIME else name))
 
 
 def user_environment() -> dict[str, str]:

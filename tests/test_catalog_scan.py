@@ -307,7 +307,8 @@ def kill_at(index: int, prober: Prober, number: int, times: int) -> threading.Th
 
     def at() -> bool:
         rows = prober.warden.progress[index : index + 1]
-        return bool(rows["begun"].any() and not rows["done"].any())
+        # Before its bytes have come nothing would be known of it.
+        return bool(rows["fetched"].any() and not rows["done"].any())
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -82,8 +82,11 @@ def stream(
 
 
 def decode_actors() -> list[psutil.Process]:
+    """Those of this process's own Ray."""
     name = "ray::MapWorker(MapBatches(_Decode))"
-    return [p for p in psutil.process_iter(["cmdline"]) if name in str(p.info["cmdline"])]
+    ours = {p.pid for p in psutil.Process().children(recursive=True)}
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if p.pid in ours and name in str(p.info["cmdline"])]
 
 
 def rows(batches: list[list[Batch]]) -> list[int]:
