@@ -8,14 +8,10 @@ was not, is one of `train.max_failures`; an error in the code ends the run at on
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,12 +23,14 @@ from raygen.capacity import Capacity
 from raygen.config import Config
 from raygen.cost.bill import Purse
 from raygen.data.catalog import Catalogue
-from raygen.errors import ClusterError, Interrupted, StorageError, TrainingError
+from raygen.errors import ClusterError, Interrupted, TrainingError
 from raygen.group import Group
 from raygen.history import UNANNOUNCED, History
+from raygen.interrupts import counted_interrupts
 from raygen.job import Job
 from raygen.judging import Judging
 from raygen.runs import Run, step_of
+from raygen.tidying import Tidier
 
 LOOK_EVERY_S = 0.25
 # Room that came is taken once nothing more has come for so long; after a loss at once, nearly.
@@ -89,9 +87,7 @@ class Supervisor:
         self.history = History(run.uri)
         self.board = start_board()
         self.judging = Judging(run, config.evaluate, self._judged, on_note, judge)
-        self.thread = ThreadPoolExecutor(1, "tidy")
-        self.tidying: Future[None] | None = None
-        self.pruned_at = 0
+        self.tidier = Tidier(run, config.train.keep_checkpoints)
         self.onset: int | None = None
         self.interrupts: list[int] = []
         # When each step of this group was seen, Unix seconds; after a loss, of the group before.
@@ -100,7 +96,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
-        with _counted_interrupts(self.interrupts):
+        with counted_interrupts(self.interrupts):
             try:
                 self._groups()
             except _Broke:
@@ -150,7 +146,7 @@ class Supervisor:
     def _rewind(self, status: Status, workers: int) -> None:
         """Back to the newest checkpoint from before the trouble. Raises TrainingError."""
         health, done = self.config.health, self.history.count("rewound")
-        good = self._good_before(status.onset)
+        good = self.tidier.good_before(status.onset)
         if done >= health.rewinds:
             self.history.add("failed", step=status.step, workers=0, detail=status.detail)
             raise TrainingError(
@@ -162,7 +158,8 @@ class Supervisor:
         self.passed.clear()
         step, self.onset = 0 if good is None else step_of(good), status.onset
         self.history.add("rewound", step=step, workers=workers, detail=status.detail)
-        self.pruned_at, self.status = step, replace(status, step=step, saved_at=step)
+        self.tidier.rewound(step)
+        self.status = replace(status, step=step, saved_at=step)
         self.on_note(
             f"{status.detail}: going on from step {step} with {self._lr_scale():g} of the "
             "learning rates"
@@ -170,10 +167,6 @@ class Supervisor:
 
     def _lr_scale(self) -> float:
         return self.config.health.lr_factor ** self.history.count("rewound")
-
-    def _good_before(self, onset: int) -> str | None:
-        good = [uri for uri in self._run.checkpoints() if step_of(uri) < onset]
-        return good[-1] if good else None
 
     def _lost(self, outcome: _Outcome, barren: int, workers: int) -> None:
         assert outcome.error is not None
@@ -200,11 +193,12 @@ class Supervisor:
         stopped = status.ended == "stopped" and (self._asked_to_stop or not broke)
         if not stopped and not broke:
             self.judging.finish()
-        self.thread.submit(self._prune, status.onset, None).result()
+        self.tidier.finish(status.onset)
         self.history.add("stopped" if stopped else "ended", step=status.step, workers=workers)
         if broke:
-            left = f"of ${self.config.budget.dollars:g} only what it takes to end is left"
-            self.on_note(f"{self.bill.stop or left}: saved and ended at step {status.step}")
+            most = self.config.budget.dollars
+            why = self.bill.stop or f"of ${most:g} only what it takes to end is left"
+            self.on_note(f"{why}: saved and ended at step {status.step}")
         if stopped:
             raise Interrupted(
                 f"stopped and saved at step {status.step}; the same command goes on from there"
@@ -300,7 +294,7 @@ class Supervisor:
         if look.status is not None:
             self.on_status(look.status)
             self.judging.look(look.status.saved_at)
-            self._tidy(look.status)
+            self.tidier.look(look.status.saved_at, look.status.onset, self.judging.step)
         for note in [*look.notes, *self.purse.notes()]:
             self.on_note(note)
         return look
@@ -313,19 +307,6 @@ class Supervisor:
         if lost:
             self.purse.lost(lost[0])
         self.passed.clear()
-
-    def _tidy(self, status: Status) -> None:
-        """Removes checkpoints that newer ones replace, in a thread: storage may be slow."""
-        if status.saved_at > self.pruned_at and (self.tidying is None or self.tidying.done()):
-            self.pruned_at = status.saved_at
-            self.tidying = self.thread.submit(self._prune, status.onset, self.judging.step)
-
-    def _prune(self, onset: int, judged: int | None) -> None:
-        # What storage refuses to do now is done after the next checkpoint.
-        with contextlib.suppress(StorageError):
-            good = self._good_before(onset)
-            spare = (judged, None if good is None else step_of(good))
-            self._run.prune(self.config.train.keep_checkpoints, spare)
 
     def _judged(self, step: int, figures: dict[str, float]) -> None:
         self.board.judged.remote(step, {f"evaluate/{k}": v for k, v in figures.items()})
@@ -355,16 +336,3 @@ class Supervisor:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextmanager
-def _counted_interrupts(interrupts: list[int]) -> Iterator[None]:
-    """`interrupts` grows by one with each Ctrl-C; outside the main thread it stays empty."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -17,7 +17,8 @@ import ray
 from raygen import conditioning, tracking
 from raygen.board import Status
 from raygen.config import Config, TrainConfig
-from raygen.cost.accountant import Accountant, check_cap
+from raygen.cost import cap as capped
+from raygen.cost.accountant import Accountant
 from raygen.cost.bill import Accounts, Purse
 from raygen.cost.ledger import Ledger
 from raygen.cost.prices import price
@@ -86,7 +87,7 @@ def _check_budget(config: Config) -> None:
     price(config.train.node)
     cap, uri = config.budget.dollars, run_uri(config)
     if cap is not None and Ledger.exists(uri):
-        check_cap(Ledger(uri).book, cap, uri)
+        capped.check(Ledger(uri).book, cap, uri)
 
 
 @contextmanager

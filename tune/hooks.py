@@ -12,6 +12,7 @@ import ray
 from ray.tune import Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from raygen.cost.bill import Accounts
 from tune.budget import BudgetScheduler
 from tune.hparams import HParams
 from tune.records import Records, Result
@@ -27,15 +28,16 @@ class _Unkept:
 class Kept(_Unkept):
     """Keeps the scheduler's state on storage whenever it changes, until it is closed.
 
-    When Tune is ended, every trial looks to the scheduler as if it had come to its own end.
+    At the cap, and when Tune is ended, trials look to the scheduler as if they had come to their
+    own end: that is not kept.
     """
 
-    def __init__(self, records: Records) -> None:
-        self._records, self._closed = records, False
+    def __init__(self, records: Records, accounts: Accounts) -> None:
+        self._records, self._accounts, self._closed = records, accounts, False
 
     def __call__(self, state: bytes) -> None:
         """Takes it."""
-        if not self._closed:
+        if not self._closed and not self._accounts.bill().stop:
             self._records.save_policy(state)
 
     def close(self) -> None:

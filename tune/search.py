@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
 
+from raygen.cost import cap as capped
 from raygen.cost.remote import Remote, start
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
 from raygen.errors import ConfigError, DataError, Interrupted, TrainingError
 from raygen.export import export_run
+from raygen.interrupts import counted_interrupts
 from raygen.runs import Run, checkpoint_name
 from raygen.train import connect
 from tune.budget import BudgetScheduler
@@ -44,6 +43,8 @@ from tune.space import Allowed, Space
 from tune.trial import Handed, run_trial
 
 LOOK_EVERY_S = 0.5
+# Of the time to end at the cap, what trials have to save and end; the rest is for the export.
+PATIENT = 0.7
 # Trials that failed, and nothing else: it is not their configuration.
 BARREN = 3
 # A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
@@ -74,7 +75,6 @@ class Search:
         self.over = threading.Event()
         self.failure: BaseException | None = None
         self._fatal = ""
-        self._kept = Kept(records)
 
     def run(self) -> str:
         """Searches until the money, the trials or the user's patience are at their end."""
@@ -94,8 +94,9 @@ class Search:
             message = str(error).replace("budget.dollars=", "--budget ")
             raise ConfigError(message, "budget") from None
         self.accounts = Remote(self.accountant)
+        self._kept = Kept(self.records, self.accounts)
         try:
-            with _counted_interrupts(self.interrupts):
+            with counted_interrupts(self.interrupts):
                 reason = self._search()
                 self._finish(reason)
         finally:
@@ -186,7 +187,7 @@ class Search:
         kept = self.records.load_policy()
         if kept is not None:
             policy = Policy.restore(picked, json.loads(kept))
-            policy.money = self.budget
+            policy.money, policy.workers = self.budget, slots
             return policy
         profile = self._profile()
         bill = self.accounts.bill()
@@ -200,7 +201,7 @@ class Search:
             raise ConfigError(
                 f"--budget {self.budget:g} is too little: a trial's first level takes about "
                 f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least "
-                f"that works is {_up(least + self.budget - bill.limit):g}"
+                f"that works is {capped.up(least + self.budget - bill.limit):g}"
             )
         return Policy(
             picked,
@@ -227,7 +228,8 @@ class Search:
 
     def _watch(self, tuning: threading.Thread) -> str:
         """Shows how it goes until it is over; why it is."""
-        reason, told = "nothing that the money buys is left to do", False
+        reason, told_at = "nothing that the money buys is left to do", 0.0
+        patience = PATIENT * self.space.base.budget.drain_s
         while tuning.is_alive():
             tuning.join(LOOK_EVERY_S)
             running, notes = ray.get(self.desk.look.remote())
@@ -242,14 +244,15 @@ class Search:
             if len(failed) >= BARREN and len(failed) == len(self.records.trials):
                 self._fatal = f"none of {len(failed)} trials could be trained: {failed[-1].detail}"
             wanted = bill.stop or ("Ctrl-C" if self.interrupts else "") or self._fatal
-            if wanted and not told:
-                told, reason = True, wanted
+            if wanted and not told_at:
+                told_at, reason = time.monotonic(), wanted
                 self.progress.note(f"{wanted}: saving what runs")
                 # Nothing more is begun, and what stops now is not over to the policy.
                 self._kept.close()
                 self._money.close()
                 self.desk.stop.remote()
-            if len(self.interrupts) > 1 or (told and not running):
+            late = bool(bill.stop) and time.monotonic() - told_at > patience
+            if len(self.interrupts) > 1 or late or (told_at and not running):
                 self.over.set()
         return reason
 
@@ -282,8 +285,9 @@ def _slots(space: Space, resources: Mapping[str, float]) -> int:
     """How many trials of the fewest workers the cluster holds now; one at least."""
     train = space.base.train
     each = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    judge = {"CPU": space.base.evaluate.cpus}
     counts = [
-        int(resources.get(kind, 0.0) / (amount * train.least_workers))
+        int((resources.get(kind, 0.0) - judge.get(kind, 0.0)) / (amount * train.least_workers))
         for kind, amount in each.items()
         if amount
     ]
@@ -292,18 +296,3 @@ def _slots(space: Space, resources: Mapping[str, float]) -> int:
 
 def _there(folder: str) -> bool:
     return store.exists(store.join(folder, "config.json"))
-
-
-def _up(dollars: float) -> float:
-    """Rounded up to two digits that count."""
-    unit = 10.0 ** (math.floor(math.log10(dollars)) - 1)
-    return round(math.ceil(dollars / unit) * unit, 12)
-
-
-@contextmanager
-def _counted_interrupts(interrupts: list[int]) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

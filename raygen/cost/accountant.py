@@ -98,7 +98,7 @@ class Accountant:
         Raises ConfigError where the cap is spent, or what is left of it too little for a step.
         """
         now = time.time()
-        check_cap(self.ledger.book, self.cap, self.ledger.place)
+        capped.check(self.ledger.book, self.cap, self.ledger.place)
         nodes = self._cluster.look(wait=True)[0]
         left = self.cap - self.ledger.book.committed
         needed = capped.least([node.ceiling for node in nodes.values()], self.terms, FIRST_S)
@@ -109,7 +109,7 @@ class Accountant:
                 f"budget.dollars={self.cap:g} is too little: {len(nodes)} node(s), "
                 f"{FIRST_S:g} s to a first step and {self.terms.drain_s:g} s to save and end take "
                 f"${needed:.3g}" + (f" beside ${spent:.3g} spent" if spent else "")
-                + f"; the least that works is {_up(needed + spent):g}",
+                + f"; the least that works is {capped.up(needed + spent):g}",
                 "budget.dollars",
             )  # fmt: skip
         self.ledger.begin(now, None if self.cap == math.inf else self.cap, self._owner)
@@ -339,22 +339,6 @@ class Accountant:
         with self._lock:
             if note not in self._notes:
                 self._notes.append(note)
-
-
-def check_cap(book: Book, cap: float, place: str) -> None:
-    """Raises ConfigError where a cap is spent already."""
-    spent = book.committed
-    if spent >= cap:
-        raise ConfigError(
-            f"budget.dollars={cap:g} is spent: {place} has cost ${spent:.4f}; raise it to go on",
-            "budget.dollars",
-        )
-
-
-def _up(dollars: float) -> float:
-    """Rounded up to two digits that count."""
-    unit = 10.0 ** (math.floor(math.log10(dollars)) - 1)
-    return round(math.ceil(dollars / unit) * unit, 12)
 
 
 def _name() -> str:

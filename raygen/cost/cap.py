@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from raygen.cost.book import HOUR, Book
 from raygen.cost.entries import Entry, Lease, Purpose, Reason, Settled
+from raygen.errors import ConfigError
 
 BOOT_S = 180.0  # from the launch of a node until it joins
 
@@ -144,6 +145,22 @@ def to_come(ceiling: float, nodes: int, terms: Terms) -> float:
 def least(ceilings: Iterable[float], terms: Terms, first_s: float) -> float:
     """Dollars below which nothing comes out: nodes of these prices up to a first step, the end."""
     return sum(ceilings) * (first_s + terms.drain_s) / HOUR
+
+
+def check(book: Book, cap: float, place: str) -> None:
+    """Raises ConfigError where a cap is spent already."""
+    spent = book.committed
+    if spent >= cap:
+        raise ConfigError(
+            f"budget.dollars={cap:g} is spent: {place} has cost ${spent:.4f}; raise it to go on",
+            "budget.dollars",
+        )
+
+
+def up(dollars: float) -> float:
+    """Rounded up to two digits that count."""
+    unit = 10.0 ** (math.floor(math.log10(dollars)) - 1)
+    return round(math.ceil(dollars / unit) * unit, 12)
 
 
 def _until(

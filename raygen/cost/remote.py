@@ -26,39 +26,44 @@ def start(place: str, **terms: Any) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(num_cpus=0, scheduling_strategy=here)(Accountant).remote(place, **terms)
-    try:
-        ray.get(handle.begin.remote())
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygenError):
-            raise error.cause from None
-        raise
+    answer(handle.begin.remote())
     return handle
 
 
 class Remote:
-    """An accountant in an actor, asked as if it were here."""
+    """An accountant in an actor, asked as if it were here: it raises what that one raises."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     def bill(self, trial: str | None = None) -> Bill:
         """As the accountant's."""
-        bill: Bill = ray.get(self._handle.bill.remote(trial))
+        bill: Bill = answer(self._handle.bill.remote(trial))
         return bill
 
     def hold(self, trial: str, demands: Mapping[str, Mapping[str, float]]) -> None:
         """As the accountant's."""
-        ray.get(self._handle.hold.remote(trial, demands))
+        answer(self._handle.hold.remote(trial, demands))
 
     def release(self, trial: str) -> None:
         """As the accountant's."""
-        ray.get(self._handle.release.remote(trial))
+        answer(self._handle.release.remote(trial))
 
     def lost(self, trial: str, since: float) -> None:
         """As the accountant's."""
-        ray.get(self._handle.lost.remote(trial, since))
+        answer(self._handle.lost.remote(trial, since))
 
     def notes(self) -> list[str]:
         """As the accountant's."""
-        notes: list[str] = ray.get(self._handle.notes.remote())
+        notes: list[str] = answer(self._handle.notes.remote())
         return notes
+
+
+def answer(reference: Any) -> Any:
+    """What an actor answers. A RaygenError is raised as the one line that it was there."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaygenError):
+            raise error.cause from None
+        raise
