@@ -98,7 +98,7 @@ def test_a_search_is_another_where_space_metric_or_base_differ(tmp_path: Path) -
     [
         (
             {"space": {"optim.generatr.lr": {"uniform": [0, 1]}}},
-            "space.unknown key optim.generatr; did you mean optim.generator.lr?",
+            "space: unknown key optim.generatr; did you mean optim.generator.lr?",
         ),
         (
             {"space": {"loss.gamma": {"uniform": [2, 2]}}},
@@ -134,7 +134,7 @@ def test_a_search_is_another_where_space_metric_or_base_differ(tmp_path: Path) -
                     "model.kind": {"choice": ["residual", "strided"]},
                 }
             },
-            "space.unknown key model.attention; did you mean model.latent_dim? (with "
+            "space: unknown key model.attention; did you mean model.latent_dim? (with "
             "model.kind=strided)",
         ),
         (

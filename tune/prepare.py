@@ -17,6 +17,8 @@ def prepare(space: Space, storage: str, budget: float) -> Records:
 
     Raises ConfigError where the budget is none or is spent, or the storage has another search.
     """
+    if math.isnan(budget):
+        raise ConfigError("give --budget, the dollars that all of the search may cost")
     if not math.isfinite(budget) or budget <= 0:
         raise ConfigError(f"--budget must be a number of dollars above 0 (got {budget:g})")
     price(space.base.train.node)

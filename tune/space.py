@@ -272,7 +272,8 @@ class Space:
         except ConfigError as error:
             beside = ", ".join(f"{k}={v}" for k, v in mixture.items() if k != error.key)
             where = f" (with {beside})" if beside else ""
-            raise ConfigError(f"space.{error}{where}", error.key) from None
+            at = "space." if str(error).startswith(error.key) else "space: "
+            raise ConfigError(f"{at}{error}{where}", error.key) from None
 
 
 @dataclass(frozen=True)
