@@ -9,6 +9,7 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygen.cost.bill import Bill
 from raygen.vault import Vaults
 
 Wish = Literal["", "stop", "grow"]
@@ -68,6 +69,15 @@ class Look:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What rank 0 hears: the driver's wish, what the run has cost, and checkpoints judged since."""
+
+    wish: Wish
+    bill: Bill
+    judged: list[tuple[int, Mapping[str, float]]]
+
+
 class Board:
     """An actor beside the driver; it outlives the groups of workers, and owns their vaults."""
 
@@ -75,6 +85,7 @@ class Board:
         self._status: Status | None = None
         self._failure: Exception | None = None
         self._wish: Wish = ""
+        self._bill = Bill()
         self._notes: list[str] = []
         self._judged: list[tuple[int, Mapping[str, float]]] = []
         self._workers: dict[int, Any] = {}
@@ -90,11 +101,11 @@ class Board:
         if node not in self._vaults or not Vaults.alive(self._vaults[node]):
             self._vaults[node] = Vaults.start(node)
 
-    def post(self, status: Status) -> tuple[Wish, list[tuple[int, Mapping[str, float]]]]:
-        """Takes a status from rank 0; what the driver wants, and checkpoints judged since."""
+    def post(self, status: Status) -> Answer:
+        """Takes a status from rank 0."""
         self._status = status
         judged, self._judged = self._judged, []
-        return self._wish, judged
+        return Answer(self._wish, self._bill, judged)
 
     def fail(self, error: Exception) -> None:
         """Takes the error that ends this training; the first one stays."""
@@ -108,8 +119,9 @@ class Board:
         """Takes what the judge said of the checkpoint of `step`, for the tracker."""
         self._judged.append((step, figures))
 
-    def look(self) -> Look:
-        """For the driver."""
+    def look(self, bill: Bill) -> Look:
+        """For the driver, which knows what the run has cost."""
+        self._bill = bill
         notes, self._notes = self._notes, []
         return Look(self._status, self._failure, notes)
 

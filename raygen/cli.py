@@ -50,7 +50,7 @@ RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3
 
 def main() -> None:
     """The console script."""
-    _guard_local_ray()
+    guard_local_ray()
     try:
         app()
     except RaygenError as error:
@@ -60,19 +60,28 @@ def main() -> None:
 
 
 @app.command()
-def train(preset: Preset, overrides: Overrides = None) -> None:
+def train(
+    preset: Preset,
+    overrides: Overrides = None,
+    budget: Annotated[
+        float | None, typer.Option(help="dollars that are not exceeded: budget.dollars")
+    ] = None,
+) -> None:
     """Train a preset; the same command with the same name goes on where it stopped."""
-    config = Config.load(preset, overrides or [])
+    spend = [] if budget is None else [f"budget.dollars={budget}"]
+    config = Config.load(preset, [*(overrides or []), *spend])
     # Ray takes seconds to import: not before what can be wrong without it.
     from raygen.display import training_line
     from raygen.train import fit
 
     with training_line() as on_status:
         run = fit(config, on_status=on_status, on_note=_note)
+    if not run.checkpoints():
+        return
     status = run.status
     console.print(
         f"{run.uri}: step {status['step']}, {status['clips_seen']} clips, "
-        f"{status['elapsed_s']:.0f} s, ${status['dollars']:.4f}"
+        f"{status['elapsed_s']:.0f} s, ${run.dollars:.4f}"
     )
     console.print(f"next: raygen evaluate {run.uri}", soft_wrap=True)
 
@@ -260,12 +269,45 @@ def presets() -> None:
 @app.command()
 def prices() -> None:
     """The price table that runs are costed with."""
-    from raygen import cost
+    from raygen.cost import prices as listed
 
-    table = Table("node", "hardware", "$/hour", title=f"on demand, {cost.TABLE_DATE}")
-    for price in cost.prices():
-        table.add_row(price.node, price.hardware, f"{price.hourly:.4f}")
+    title = f"dollars an hour, {listed.table_date()}"
+    table = Table("node", "hardware", "on demand", "spot, about", title=title)
+    for price in listed.prices():
+        table.add_row(price.node, price.hardware, f"{price.on_demand:.4f}", f"{price.spot:.3g}")
     console.print(table)
+
+
+@app.command()
+def cost(
+    place: Annotated[str, typer.Argument(help="a run, a search, or a folder of runs, or s3://")],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    settle: Annotated[
+        bool, typer.Option("--settle", help="ask AWS when machines ended that nobody saw go")
+    ] = False,
+) -> None:
+    """What went where: runs or trials, idle nodes, lost with nodes, the head; and when."""
+    from raygen.cost.report import ledgers, plot, report
+
+    if settle:
+        from raygen.cost import cloud
+
+        for ledger in ledgers(place):
+            for line in cloud.settle(ledger):
+                _note(line)
+    found = report(place)
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
+        return
+    table = Table("", "$", "%", title=found.place, title_justify="left", box=box.SIMPLE, padding=0)
+    for name, dollars in found.lines():
+        share = f"{100 * dollars / found.total:.1f}" if found.total else ""
+        table.add_row(name, f"{dollars:.4f}", share)
+    console.print(table, markup=False)
+    for note in found.notes():
+        console.print(note, soft_wrap=True, markup=False)
+    if len(found.curve) > 1:
+        console.print(plot(found.curve), markup=False, highlight=False)
 
 
 def _best(run: Run) -> str:
@@ -277,7 +319,8 @@ def _best(run: Run) -> str:
     return checkpoint
 
 
-def _guard_local_ray() -> None:
+def guard_local_ray() -> None:
+    """A local Ray that this process starts serves nobody else."""
     # Ray listens on every interface and runs what it is sent: a Ray of our own asks for a token
     # that only its processes have. Ray reads these when it is imported.
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:

@@ -122,8 +122,8 @@ def materialize(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys")] = None,
 ) -> None:
     """Decode every clip once, for all epochs. Says what the cache costs and saves."""
-    from raygen import cost
     from raygen.config import Config
+    from raygen.cost.prices import price as price_of
     from raygen.data import materialize as filling
     from raygen.data import scan as scanning
     from raygen.data.catalog import Catalogue
@@ -135,7 +135,7 @@ def materialize(
             "data.cache.uri=s3://bucket/cache",
             "data.cache.uri",
         )
-    price = cost.price(config.train.node)
+    price = price_of(config.train.node)
     found = Catalogue.read(uri) if uri.endswith(".parquet") else scanning.scan(uri)
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         task = progress.add_task("decoding", total=None)
@@ -145,7 +145,7 @@ def materialize(
             config.data.cache.uri,
             on_progress=lambda done, of: progress.update(task, completed=done, total=of),
         )
-    for line in report.lines(price.node, price.hourly / price.cpus):
+    for line in report.lines(price.node, price.on_demand / price.cpus):
         console.print(line, soft_wrap=True, markup=False)
 
 

@@ -25,8 +25,10 @@ import boto3
 import ray
 import yaml
 
-from raygen import cost, video
+from raygen import video
 from raygen.config import Config
+from raygen.cost.prices import price as price_of
+from raygen.cost.prices import table_date
 from raygen.data import synthetic
 from raygen.data.scan import scan
 from raygen.display import console, judgement, training_line
@@ -188,7 +190,7 @@ def _free_port() -> int:
 
 def _last_screen(folder: Path, run: Run, classes: list[str], seconds: float) -> None:
     status = run.status
-    price = cost.price(run.config.train.node)
+    price = price_of(run.config.train.node)
     console.print(
         f"""
 [bold]Done[/bold] in {seconds / 60:.1f} minutes: {status["step"]} steps on \
@@ -199,9 +201,9 @@ def _last_screen(folder: Path, run: Run, classes: list[str], seconds: float) -> 
   {folder}/fetched.mp4         one clip, as the HTTP endpoint gave it
   {folder}/export/             the generator: safetensors, config, model card
 
-On a rented machine of this size ({price.hardware}, ${price.hourly:.4f} an hour on demand, \
-{cost.TABLE_DATE}):
-  [bold]${price.dollars(seconds):.4f}[/bold] for all of this, ${status["dollars"]:.4f} of it \
+On a rented machine of this size ({price.hardware}, ${price.on_demand:.4f} an hour on demand, \
+{table_date()}):
+  [bold]${price.dollars(seconds):.4f}[/bold] for all of this, ${run.dollars:.4f} of it \
 training
 
 Next:

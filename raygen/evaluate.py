@@ -80,14 +80,19 @@ def judge_run(run: Run, on_note: OnNote = lambda note: None, against: str = "") 
     """
     config = run.config
     check(config.evaluate.features)
-    generator = generator_of(run)
     catalogue = usable(against, config) if against else Catalogue.read(run.path(CATALOGUE))
+    on_note(f"generating {config.evaluate.clips} clips")
+    fake, labels = drawn(run, catalogue, against)
+    return Bench(catalogue, config, on_note).judge(fake, labels, run.uri)
+
+
+def drawn(run: Run, catalogue: Catalogue, against: str = "") -> tuple[Clips, Labels]:
+    """The clips of a run that are judged, and their classes as `catalogue` numbers them."""
+    config, generator = run.config, generator_of(run)
     count = config.evaluate.clips
     ids = [k % len(run.classes) for k in range(count)]
     labels = known([run.classes[k] for k in ids], catalogue.classes, against)
-    on_note(f"generating {count} clips")
-    fake = generator.generate(range(count), **_asked(catalogue, labels, ids, config))
-    return _judged(fake, labels, catalogue, config, on_note, run.uri)
+    return generator.generate(range(count), **_asked(catalogue, labels, ids, config)), labels
 
 
 def judge_folder(
@@ -103,20 +108,31 @@ def judge_folder(
     fake, names, config = read_folder(uri, overrides)
     catalogue = usable(against, config)
     labels = known(names, catalogue.classes, against)
-    return _judged(fake, labels, catalogue, config, on_note, uri)
+    return Bench(catalogue, config, on_note).judge(fake, labels, uri)
 
 
-def _judged(
-    fake: Clips, labels: Labels, catalogue: Catalogue, config: Config, on_note: OnNote, title: str
-) -> Findings:
-    on_note("decoding real clips")
-    real, real_labels, videos = real_clips(catalogue, config)
-    classes = catalogue.classes
-    on_note("training the judge")
-    judge = Judge(real, real_labels, videos, classes, config.evaluate, config.seed)
-    on_note("judging")
-    judgement = judge(fake, labels)
-    return Findings(judgement, fake, labels, real, real_labels, classes, config.data.fps, title)
+class Bench:
+    """Real clips and a judge that learned them, for any number of runs on the same clips.
+
+    Raises DataError where the clips are too few.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, config: Config, on_note: OnNote = lambda note: None
+    ) -> None:
+        on_note("decoding real clips")
+        self.catalogue, self._fps, self._on_note = catalogue, config.data.fps, on_note
+        self._real, self._real_labels, videos = real_clips(catalogue, config)
+        on_note("training the judge")
+        classes, settings = catalogue.classes, config.evaluate
+        self._judge = Judge(self._real, self._real_labels, videos, classes, settings, config.seed)
+
+    def judge(self, fake: Clips, labels: Labels, title: str) -> Findings:
+        """What these generated clips are worth."""
+        self._on_note("judging")
+        judgement, classes = self._judge(fake, labels), self.catalogue.classes
+        real = (self._real, self._real_labels)
+        return Findings(judgement, fake, labels, *real, classes, self._fps, title)
 
 
 def _asked(catalogue: Catalogue, labels: Labels, ids: list[int], config: Config) -> dict[str, Any]:

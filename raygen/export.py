@@ -47,7 +47,7 @@ WEIGHTS = "generator.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 
-STATUS = ("step", "elapsed_s", "clips_seen", "dollars")
+STATUS = ("step", "elapsed_s", "clips_seen")
 KNOWN_SHOWN = 20  # class names that an error lists
 
 
@@ -283,7 +283,7 @@ def _document(run: Run, sha256: str) -> dict[str, Any]:
         "data": config.data.model_dump(mode="json"),
         "conditions": config.conditions.model_dump(mode="json"),
         "trained_on": run.data,
-        "status": {key: status[key] for key in STATUS},
+        "status": {key: status[key] for key in STATUS} | {"dollars": run.dollars},
         "evaluation": run.read_json(EVALUATION),
     }
 

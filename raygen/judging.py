@@ -21,6 +21,8 @@ class Judging:
     """At most one checkpoint at a time; the newest when its turn comes.
 
     `on_figures` is called with a step and what the judge said of it, `on_note` where it could not.
+    `judge`, of a run's URI and a checkpoint's, is somebody's remote method; without one a task
+    learns to judge each time.
     """
 
     def __init__(
@@ -29,8 +31,11 @@ class Judging:
         config: EvaluateConfig,
         on_figures: Callable[[int, dict[str, float]], None],
         on_note: Callable[[str], None],
+        judge: Any = None,
     ) -> None:
         self._run, self._config = run, config
+        task = ray.remote(num_cpus=config.cpus, max_retries=0)(judge_checkpoint)
+        self._judge = task if judge is None else judge
         self._on_figures, self._on_note = on_figures, on_note
         self._task: Any = None
         self.step: int | None = None
@@ -44,8 +49,7 @@ class Judging:
             self._take()
         if every is not None and self._task is None and saved_at - self._last >= every:
             checkpoint = self._run.path(checkpoint_name(saved_at))
-            judge = ray.remote(num_cpus=self._config.cpus, max_retries=0)(judge_checkpoint)
-            self._task = judge.remote(self._run.uri, checkpoint)
+            self._task = self._judge.remote(self._run.uri, checkpoint)
             self.step = self._last = saved_at
 
     def finish(self) -> None:

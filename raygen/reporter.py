@@ -11,10 +11,11 @@ import ray
 import torch
 from torch import Tensor
 
-from raygen import cost, sampling, tracking
-from raygen.board import Ended, Status, Wish
+from raygen import sampling, tracking
+from raygen.board import Answer, Ended, Status, Wish
 from raygen.conditioning import RowConditions
 from raygen.config import Config
+from raygen.cost.bill import Bill
 from raygen.models import build_generator
 from raygen.runs import Progress
 
@@ -25,18 +26,19 @@ SAMPLES_PER_CLASS = 2
 class Meter:
     """Seconds and dollars since the run began, in this group of workers and in those before it.
 
-    `elapsed_s` and `dollars` are the driver's own count, which knows of work that was lost; the
-    state that was `resumed` knows of earlier drivers.
+    `elapsed_s` is the driver's own count, which knows of work that was lost; the state that was
+    `resumed` knows of earlier drivers. Dollars are the ledger's: the last `bill`, run on.
     """
 
-    def __init__(
-        self, config: Config, resumed: Progress, *, elapsed_s: float, dollars: float, nodes: int
-    ) -> None:
+    def __init__(self, config: Config, resumed: Progress, *, elapsed_s: float, bill: Bill) -> None:
         self.config = config
         self._elapsed_s = max(elapsed_s, resumed.elapsed_s)
-        self._dollars = max(dollars, resumed.dollars)
-        self._nodes = nodes
         self._started = time.monotonic()
+        self.charge(bill)
+
+    def charge(self, bill: Bill) -> None:
+        """Takes the newest bill."""
+        self._bill, self._billed = bill, time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
@@ -46,12 +48,11 @@ class Meter:
     def progress(self, step: int, position: int = 0) -> Progress:
         """Where the run stands after `step` steps, now; `position` is the data's cursor."""
         seconds = time.monotonic() - self._started
-        price = cost.price(self.config.train.node)
         return Progress(
             step=step,
             elapsed_s=self._elapsed_s + seconds,
             clips_seen=step * self.config.train.batch_size,
-            dollars=self._dollars + price.dollars(seconds, self._nodes),
+            dollars=self._bill.after(time.monotonic() - self._billed),
             position=position,
         )
 
@@ -62,7 +63,7 @@ class Meter:
         if budget.minutes is not None:
             shares.append(now.elapsed_s / 60 / budget.minutes)
         if budget.dollars is not None:
-            shares.append(now.dollars / budget.dollars)
+            shares.append(now.dollars / self._bill.limit)
         return min(1.0, max(shares))
 
 
@@ -109,9 +110,10 @@ class Reporter:
         done, _ = ray.wait([self._answer], timeout=0)
         seconds = time.monotonic() - self._posted_at
         if done and seconds > POST_EVERY_S:
-            wish, judged = ray.get(self._answer)
-            self._wish = self._wish or wish
-            for judged_step, figures in judged:
+            answer: Answer = ray.get(self._answer)
+            self._wish = self._wish or answer.wish
+            self.meter.charge(answer.bill)
+            for judged_step, figures in answer.judged:
                 self._tracker.scalars(figures, judged_step)
             rate = (step - self._posted_step) * self.config.train.batch_size / seconds
             starved = (standing.waited_s - self._posted_waited_s) / seconds

@@ -5,6 +5,7 @@ STORAGE/NAME/
   catalogue.parquet     the clips that this run trains on
   quarantine.parquet    the clips it could not decode, and why
   consumed/             which clips it has trained on, and at which step
+  ledger.jsonl          what its nodes cost (on S3: ledger/)
   history.json          when its workers came and went, and why
   step-00000200/        a checkpoint: state.json, ema.safetensors, generator/, critic/, and
                         evaluation.json where it was judged beside the training
@@ -24,6 +25,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from raygen.config import Config
+from raygen.cost.report import spent_on
 from raygen.data import store
 from raygen.errors import CheckpointError, StorageError
 
@@ -184,9 +186,17 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The checkpoint's step, elapsed_s, clips_seen and dollars. Raises CheckpointError."""
+        """The checkpoint's step, elapsed_s, clips_seen and dollars, as of then.
+
+        Raises CheckpointError.
+        """
         uri = store.join(self.checkpoint or self.latest_checkpoint(), STATE)
         return unsealed(store.read_bytes(uri), uri)
+
+    @property
+    def dollars(self) -> float:
+        """What it has cost so far, by its ledger; as a trial, its share of its search's."""
+        return spent_on(self.uri)
 
     def changes(self, config: Config) -> list[str]:
         """What `config` sets otherwise than the newest checkpoint's, a line a key.

@@ -2,8 +2,9 @@
 
 raygen runs STORAGE
 
-Of each run only small documents are read (run.json, history.json, the newest checkpoint's
-state.json and evaluation.json), of many runs at once; no checkpoint's files are listed.
+Of each run only small documents are read (run.json, history.json, the ledger, the newest
+checkpoint's state.json and evaluation.json), of many runs at once; no checkpoint's files are
+listed.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _read(uri: str, filesystem: pafs.FileSystem, now: float) -> Line | str:
 def _line(run: Run, name: str, filesystem: pafs.FileSystem, now: float) -> Line:
     steps = int(run.manifest["config"]["train"]["steps"])
     checkpoints, events = run.checkpoints(), History(run.uri).events
-    state: dict[str, Any] = {"step": 0, "clips_seen": 0, "dollars": 0.0}
+    state: dict[str, Any] = {"step": 0, "clips_seen": 0}
     judged, changed = None, 0.0
     if checkpoints:
         where = store.join(checkpoints[-1], STATE)
@@ -136,7 +137,7 @@ def _line(run: Run, name: str, filesystem: pafs.FileSystem, now: float) -> Line:
         step=int(state["step"]),
         steps=steps,
         clips=int(state["clips_seen"]),
-        dollars=float(state["dollars"]),
+        dollars=run.dollars,
         restarts=_restarts([event.event for event in events]),
         changed=changed,
         losses=dict(state.get("losses", {})),

@@ -8,14 +8,12 @@ was not, is one of `train.max_failures`; an error in the code ends the run at on
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -23,18 +21,24 @@ from ray.exceptions import RayError
 from raygen.board import Look, Status, start_board
 from raygen.capacity import Capacity
 from raygen.config import Config
+from raygen.cost.bill import Purse
 from raygen.data.catalog import Catalogue
-from raygen.errors import ClusterError, Interrupted, StorageError, TrainingError
+from raygen.errors import ClusterError, Interrupted, TrainingError
 from raygen.group import Group
 from raygen.history import UNANNOUNCED, History
+from raygen.interrupts import counted_interrupts
 from raygen.job import Job
 from raygen.judging import Judging
 from raygen.runs import Run, step_of
+from raygen.tidying import Tidier
 
 LOOK_EVERY_S = 0.25
 # Room that came is taken once nothing more has come for so long; after a loss at once, nearly.
 GROW_SETTLE_S = 15.0
 START_SETTLE_S = 4.0
+STEPS_SEEN = 10_000
+# Of the time to end under a cap, what the workers have; the rest is for all else to end.
+PATIENT = 0.7
 # Groups in a row that were lost before their first step: it is not the nodes.
 BARREN = 3
 # The first step waits for the workers to start and, on a GPU, for kernels to be chosen.
@@ -58,6 +62,10 @@ class _Outcome:
     stalled: bool = False
 
 
+class _Broke(Exception):
+    """The cap is reached, and no group of workers is there to save what it has."""
+
+
 class Supervisor:
     """Runs one run; `run` returns when it has ended and is saved."""
 
@@ -66,50 +74,61 @@ class Supervisor:
         config: Config,
         run: Run,
         catalogue: Catalogue,
+        purse: Purse,
         on_status: Callable[[Status], None],
         on_note: Callable[[str], None],
         stop: threading.Event,
+        judge: Any = None,
     ) -> None:
         self.stop = stop
         self.config, self._run, self.catalogue = config, run, catalogue
+        self.purse, self.bill = purse, purse.bill()
         self.on_status, self.on_note = on_status, on_note
         self.history = History(run.uri)
         self.board = start_board()
-        self.judging = Judging(run, config.evaluate, self._judged, on_note)
-        self.thread = ThreadPoolExecutor(1, "tidy")
-        self.tidying: Future[None] | None = None
-        self.pruned_at = 0
+        self.judging = Judging(run, config.evaluate, self._judged, on_note, judge)
+        self.tidier = Tidier(run, config.train.keep_checkpoints)
         self.onset: int | None = None
         self.interrupts: list[int] = []
+        # When each step of this group was seen, Unix seconds; after a loss, of the group before.
+        self.passed: deque[tuple[float, int]] = deque(maxlen=STEPS_SEEN)
         self.status = Status(step=0, steps=config.train.steps, fraction=0, elapsed_s=0, dollars=0)
 
     def run(self) -> None:
         """Raises a RaygenError for what a user can mend, what a worker raised for a bug."""
+        with counted_interrupts(self.interrupts):
+            try:
+                self._groups()
+            except _Broke:
+                step = self._run.status["step"] if self._run.checkpoints() else 0
+                self.history.add("ended", step=step, workers=0, detail=self.bill.stop)
+                self.on_note(f"{self.bill.stop}: the last checkpoint is of step {step}")
+
+    def _groups(self) -> None:
         resumes, barren = bool(self._run.checkpoints()), 0
-        with _counted_interrupts(self.interrupts):
-            workers = self._room(first=True)
-            self.history.add("resumed" if resumes else "started", step=0, workers=workers)
-            while True:
-                before = self.status.step
-                outcome = self._group_or_fail(workers)
-                self.status = status = outcome.status
-                if outcome.error is None and status.ended not in ("grew", "preempted", "unhealthy"):
-                    return self._over(status, workers)
-                if outcome.error is not None:
-                    barren = barren + 1 if status.step <= before else 0
-                    self._lost(outcome, barren, workers)
-                elif status.ended == "unhealthy":
-                    self._rewind(status, workers)
-                elif status.ended in ("grew", "preempted"):
-                    self.history.add(status.ended, step=status.step, workers=workers)
-                was, workers = workers, self._room()
-                why = _WHY[self.history.events[-1].event]
-                self.on_note(f"step {status.step}: {why}; {was} -> {workers} workers")
+        workers = self._room(first=True)
+        self.history.add("resumed" if resumes else "started", step=0, workers=workers)
+        while True:
+            before = self.status.step
+            outcome = self._group_or_fail(workers)
+            self.status = status = outcome.status
+            if outcome.error is None and status.ended not in ("grew", "preempted", "unhealthy"):
+                return self._over(status, workers)
+            if outcome.error is not None:
+                barren = barren + 1 if status.step <= before else 0
+                self._lost(outcome, barren, workers)
+            elif status.ended == "unhealthy":
+                self._rewind(status, workers)
+            elif status.ended in ("grew", "preempted"):
+                self.history.add(status.ended, step=status.step, workers=workers)
+            was, workers = workers, self._room()
+            why = _WHY[self.history.events[-1].event]
+            self.on_note(f"step {status.step}: {why}; {was} -> {workers} workers")
 
     def _group_or_fail(self, workers: int) -> _Outcome:
         try:
             return self._group(workers)
-        except Interrupted:
+        except (Interrupted, _Broke):
             raise
         except Exception as error:
             step = self.status.step
@@ -117,13 +136,17 @@ class Supervisor:
             raise
 
     @property
-    def _stopping(self) -> bool:
+    def _asked_to_stop(self) -> bool:
         return bool(self.interrupts) or self.stop.is_set()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._asked_to_stop or bool(self.bill.stop)
 
     def _rewind(self, status: Status, workers: int) -> None:
         """Back to the newest checkpoint from before the trouble. Raises TrainingError."""
         health, done = self.config.health, self.history.count("rewound")
-        good = self._good_before(status.onset)
+        good = self.tidier.good_before(status.onset)
         if done >= health.rewinds:
             self.history.add("failed", step=status.step, workers=0, detail=status.detail)
             raise TrainingError(
@@ -132,9 +155,11 @@ class Supervisor:
                 f"loss.gamma under another name=; {good or 'no'} is the last good checkpoint",
                 status.step,
             )
+        self.passed.clear()
         step, self.onset = 0 if good is None else step_of(good), status.onset
         self.history.add("rewound", step=step, workers=workers, detail=status.detail)
-        self.pruned_at, self.status = step, replace(status, step=step, saved_at=step)
+        self.tidier.rewound(step)
+        self.status = replace(status, step=step, saved_at=step)
         self.on_note(
             f"{status.detail}: going on from step {step} with {self._lr_scale():g} of the "
             "learning rates"
@@ -142,10 +167,6 @@ class Supervisor:
 
     def _lr_scale(self) -> float:
         return self.config.health.lr_factor ** self.history.count("rewound")
-
-    def _good_before(self, onset: int) -> str | None:
-        good = [uri for uri in self._run.checkpoints() if step_of(uri) < onset]
-        return good[-1] if good else None
 
     def _lost(self, outcome: _Outcome, barren: int, workers: int) -> None:
         assert outcome.error is not None
@@ -168,11 +189,16 @@ class Supervisor:
 
     def _over(self, status: Status, workers: int) -> None:
         self.on_status(status)
-        stopped = status.ended == "stopped"
-        if not stopped:
+        broke = bool(self.bill.stop) or status.dollars >= self.bill.limit
+        stopped = status.ended == "stopped" and (self._asked_to_stop or not broke)
+        if not stopped and not broke:
             self.judging.finish()
-        self.thread.submit(self._prune, status.onset, None).result()
+        self.tidier.finish(status.onset)
         self.history.add("stopped" if stopped else "ended", step=status.step, workers=workers)
+        if broke:
+            most = self.config.budget.dollars
+            why = self.bill.stop or f"of ${most:g} only what it takes to end is left"
+            self.on_note(f"{why}: saved and ended at step {status.step}")
         if stopped:
             raise Interrupted(
                 f"stopped and saved at step {status.step}; the same command goes on from there"
@@ -190,6 +216,9 @@ class Supervisor:
                 workers = capacity.size(0 if settled else START_SETTLE_S)
                 if workers:
                     return workers
+                self.bill = self.purse.bill()
+                if self.bill.stop:
+                    raise _Broke
                 if self._stopping:
                     raise Interrupted("stopped; the same command goes on from the last checkpoint")
                 if time.monotonic() - said > 60:
@@ -203,6 +232,7 @@ class Supervisor:
         """One group of workers, from its start to its end."""
         ray.get(self.board.begin.remote())
         group = Group(self._job(), workers)
+        stopping_since: float | None = None
         more: Capacity | None = None
         status = replace(self.status, ended="", closed=False)
         moved, allowed_s = time.monotonic(), START_S
@@ -211,10 +241,13 @@ class Supervisor:
             while not group.over(LOOK_EVERY_S) and not status.closed:
                 look, now = self._look(), time.monotonic()
                 if look.status is not None:
+                    if more is None:
+                        self._book(look.status)
                     # What it goes on from is settled, and it has its own room.
                     self.onset = None
                     more = more or Capacity(self.config.train, base=workers)
                     if look.status.step != status.step:
+                        self.passed.append((time.time(), look.status.step))
                         moved, allowed_s = now, self.config.train.stall_s
                     if look.status.ended:
                         allowed_s = START_S  # it saves, and storage may be slow
@@ -228,9 +261,16 @@ class Supervisor:
                     raise Interrupted(
                         "stopped at once; the same command goes on from the last checkpoint"
                     )
+                if self.bill.stop:
+                    stopping_since = stopping_since or now
+                    if now - stopping_since > PATIENT * self.config.budget.drain_s:
+                        self._kill()
+                        raise _Broke
                 if self._stopping and not asked:
                     asked = True
                     self.board.ask.remote("stop")
+                elif more and not self.bill.grow:
+                    more.release()
                 elif not asked and more and more.size(GROW_SETTLE_S) > workers:
                     asked = True
                     self.board.ask.remote("grow")
@@ -241,6 +281,7 @@ class Supervisor:
         finally:
             if more is not None:
                 more.release()
+            self.purse.release()
         look = self._look()
         if look.failure is not None:
             raise look.failure
@@ -248,27 +289,24 @@ class Supervisor:
         return _Outcome(status, None if status.closed else group.error, stalled)
 
     def _look(self) -> Look:
-        look: Look = ray.get(self.board.look.remote())
+        self.bill = self.purse.bill()
+        look: Look = ray.get(self.board.look.remote(self.bill))
         if look.status is not None:
             self.on_status(look.status)
             self.judging.look(look.status.saved_at)
-            self._tidy(look.status)
-        for note in look.notes:
+            self.tidier.look(look.status.saved_at, look.status.onset, self.judging.step)
+        for note in [*look.notes, *self.purse.notes()]:
             self.on_note(note)
         return look
 
-    def _tidy(self, status: Status) -> None:
-        """Removes checkpoints that newer ones replace, in a thread: storage may be slow."""
-        if status.saved_at > self.pruned_at and (self.tidying is None or self.tidying.done()):
-            self.pruned_at = status.saved_at
-            self.tidying = self.thread.submit(self._prune, status.onset, self.judging.step)
-
-    def _prune(self, onset: int, judged: int | None) -> None:
-        # What storage refuses to do now is done after the next checkpoint.
-        with contextlib.suppress(StorageError):
-            good = self._good_before(onset)
-            spare = (judged, None if good is None else step_of(good))
-            self._run.prune(self.config.train.keep_checkpoints, spare)
+    def _book(self, first: Status) -> None:
+        """A new group holds its nodes; what the one before did beyond its start is lost."""
+        train = self.config.train
+        self.purse.hold(first.nodes, {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker})
+        lost = [at for at, step in self.passed if step > first.started_at]
+        if lost:
+            self.purse.lost(lost[0])
+        self.passed.clear()
 
     def _judged(self, step: int, figures: dict[str, float]) -> None:
         self.board.judged.remote(step, {f"evaluate/{k}": v for k, v in figures.items()})
@@ -289,7 +327,7 @@ class Supervisor:
             self.catalogue,
             self.board,
             elapsed_s=self.status.elapsed_s,
-            dollars=self.status.dollars,
+            bill=self.bill,
             failures=self.history.count(*UNANNOUNCED),
             lr_scale=self._lr_scale(),
             onset=self.onset,
@@ -298,16 +336,3 @@ class Supervisor:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextmanager
-def _counted_interrupts(interrupts: list[int]) -> Iterator[None]:
-    """`interrupts` grows by one with each Ctrl-C; outside the main thread it stays empty."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

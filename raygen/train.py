@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from raygen import conditioning, cost, tracking
+from raygen import conditioning, tracking
 from raygen.board import Status
 from raygen.config import Config, TrainConfig
+from raygen.cost import cap as capped
+from raygen.cost.accountant import Accountant
+from raygen.cost.bill import Accounts, Purse
+from raygen.cost.ledger import Ledger
+from raygen.cost.prices import price
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
@@ -30,16 +37,22 @@ def fit(
     on_status: Callable[[Status], None] = lambda status: None,
     on_note: Callable[[str], None] = lambda note: None,
     stop: threading.Event | None = None,
+    accounts: Accounts | None = None,
+    judge: Any = None,
 ) -> Run:
     """Trains, or goes on with the run of this name; returns it when it has ended and is saved.
 
     `on_status` is called with the newest status a few times a second, `on_note` with what a user
-    should read once; once `stop` is set the run saves and ends, as after Ctrl-C. Raises a
+    should read once; once `stop` is set the run saves and ends, as after Ctrl-C. The nodes are
+    leased in the run's own ledger under `budget.dollars`; with `accounts`, somebody else's (a
+    search's) who leases them, the run books what it holds there under its name. Checkpoints are
+    judged by a task each, or by `judge`, a remote method (raygen.judging). Raises a
     RaygenError for what a user can mend (Interrupted when stopped, saved), and for anything else
     an error with the worker's own traceback.
     """
     config = _located(config)
-    cost.price(config.train.node)
+    if accounts is None:
+        _check_budget(config)
     tracking.check_installed(config)
     before = Run.find(config)
     if before is not None:
@@ -56,15 +69,50 @@ def fit(
     conditioning.check(config.conditions, catalogue)
     store.check_writable(config.storage)
     connect(config, on_note)
-    # The manifest last: a run that has one has all.
-    catalogue.write(store.join(run_uri(config), CATALOGUE))
-    run = Run.create(
-        config,
-        catalogue.classes,
-        {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
-    )
-    Supervisor(config, run, catalogue, on_status, on_note, stop or threading.Event()).run()
+    with _purse(config, accounts) as purse:
+        # The manifest last: a run that has one has all.
+        catalogue.write(store.join(run_uri(config), CATALOGUE))
+        run = Run.create(
+            config,
+            catalogue.classes,
+            {"uri": config.data.uri, "digest": catalogue.digest, "clips": len(catalogue)},
+        )
+        stop = stop or threading.Event()
+        Supervisor(config, run, catalogue, purse, on_status, on_note, stop, judge).run()
     return run
+
+
+def _check_budget(config: Config) -> None:
+    """Raises ConfigError where no price is known, or the cap is spent already."""
+    price(config.train.node)
+    cap, uri = config.budget.dollars, run_uri(config)
+    if cap is not None and Ledger.exists(uri):
+        capped.check(Ledger(uri).book, cap, uri)
+
+
+@contextmanager
+def _purse(config: Config, accounts: Accounts | None) -> Iterator[Purse]:
+    """What the run pays from: its share of `accounts`, or all of an accountant of its own."""
+    train, budget = config.train, config.budget
+    if accounts is not None:
+        yield Purse(accounts, config.name, trial=True, dollars=budget.dollars)
+        return
+    # Nodes come only to a cluster; beside those of the workers there may be a head.
+    newcomers = train.most_workers + 1 if "RAY_ADDRESS" in os.environ else 0
+    accountant = Accountant(
+        run_uri(config),
+        cap=budget.dollars,
+        owner=config.name,
+        otherwise=train.node,
+        newcomers=newcomers,
+        lease_s=budget.lease_s,
+        drain_s=budget.drain_s,
+    )
+    accountant.begin()
+    try:
+        yield Purse(accountant, config.name)
+    finally:
+        accountant.close()
 
 
 def uneven(train: TrainConfig) -> list[str]:

@@ -97,8 +97,7 @@ class _Worker:
             self.config,
             resumed.progress,
             elapsed_s=job.elapsed_s,
-            dollars=job.dollars,
-            nodes=len(set(nodes)),
+            bill=job.bill,
         )
         # The decode actors start while the engines are built.
         dealer = self._dealer(nodes) if self.rank == 0 else None
@@ -154,10 +153,11 @@ class _Worker:
 
     def run(self) -> None:
         train, share = self.config.train, self.config.train.batch_size // self.world_size
+        last = min(train.steps, self.config.budget.steps or train.steps)
         rows = slice(self.rank * share, (self.rank + 1) * share)
         began = time.monotonic()
         while True:
-            batches, failure = self._next() if self.step < train.steps else (None, None)
+            batches, failure = self._next() if self.step < last else (None, None)
             verdict = self._agree(failure)
             if verdict.failed:
                 self.saver.finish()

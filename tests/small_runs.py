@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save
 
 from raygen.config import Config
+from raygen.cost.entries import Lease, Settled
+from raygen.cost.ledger import Ledger
 from raygen.data import store
 from raygen.models import build_generator
 from raygen.runs import EMA, STATE, Run, checkpoint_name
@@ -47,6 +49,8 @@ def make_run(
     state: dict[str, object] = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
     state["config"] = config.dump()
     folder = run.path(checkpoint_name(20))
+    spent = Lease("1", "node", "local", "", "", 0.36, 0.0, 100.0, 0.0)
+    Ledger(run.uri).append([spent, Settled("1", 100.0, 0.36, "done")])
     average = {n: t for n, t in generator.state_dict().items() if t.is_floating_point()}
     weights = save(average)
     state["files"] = {EMA: (len(weights), hashlib.sha256(weights).hexdigest())}

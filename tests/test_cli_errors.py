@@ -45,7 +45,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int, said: str) -> N
         (["train", "tiny"], "data.uri is empty"),
         (["train", "tiny", "optim.generator.rl=1"], "did you mean optim.generator.lr"),
         (["train", "tiny", "optim.generator.lr=-1"], r"greater than 0 \(got -1\)"),
-        (["train", "tiny", "train.node=g5.tiny"], "no price for 'g5.tiny'"),
+        (["train", "tiny", "train.node=g5.tiny"], "no price for nodes of type 'g5.tiny'"),
         (["train", "tiny", "tracking.kind=excel"], "'tensorboard', 'wandb' or 'mlflow'"),
         (["config", "nothing.yaml"], "cannot read nothing.yaml"),
     ],

@@ -14,6 +14,8 @@ import torch
 
 from raygen import supervisor
 from raygen.config import Config
+from raygen.cost.accountant import Accountant
+from raygen.cost.bill import Purse
 from raygen.data import lineage
 from raygen.data.scan import scan
 from raygen.errors import Interrupted, TrainingError
@@ -110,7 +112,8 @@ def test_an_error_in_the_code_ends_the_run_at_once_with_the_workers_own_tracebac
     settings = config(shapes, tmp_path, "crash", workers=2, steps=40)
     run = Run.create(settings, ["a"], {})
     broken: Any = None
-    broken_run = Supervisor(settings, run, broken, print, print, threading.Event())
+    purse = Purse(Accountant(run.uri), "crash")
+    broken_run = Supervisor(settings, run, broken, purse, print, print, threading.Event())
     with pytest.raises(RuntimeError, match=r"worker \d failed:\nTraceback(.|\n)*TypeError"):
         broken_run.run()
     assert [event.event for event in History(run.uri).events] == ["started", "failed"]

@@ -13,6 +13,9 @@ from raygen.errors import CheckpointError
 from raygen.runs import EMA, EVALUATION, STATE, Run, checkpoint_name, sealed, step_of, unsealed
 from tests.small_runs import make_run
 
+# A file and its lock, or a folder of objects.
+LEDGER = {"ledger", "ledger.jsonl", "ledger.lock"}
+
 
 @pytest.fixture(params=["local", "s3"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
@@ -61,7 +64,7 @@ def test_the_newest_and_the_best_and_the_spared_are_kept(run: Run) -> None:
     run.prune(1)
     assert steps(run) == [50]
     left = {item.uri.removeprefix(run.uri).split("/")[1] for item in store.list_objects(run.uri)}
-    assert left == {"run.json", checkpoint_name(50)}
+    assert left - LEDGER == {"run.json", checkpoint_name(50)}
 
 
 def test_the_best_is_of_the_least_score(run: Run) -> None:
@@ -79,7 +82,7 @@ def test_what_is_beyond_a_step_and_what_is_torn_goes(run: Run) -> None:
     tear(run, 60)
     run.discard_after(40)
     folders = {uri.rpartition("/")[2] for uri in store.prefixes(run.uri)}
-    assert folders == {checkpoint_name(step) for step in (20, 30, 40)}
+    assert folders - LEDGER == {checkpoint_name(step) for step in (20, 30, 40)}
     run.discard_after(0)
     assert run.checkpoints() == []
     run.discard(20)  # nothing is there

@@ -65,7 +65,7 @@ def test_a_storage_is_listed(storage: str) -> None:
         "young": "training", "judged": "ended", "beside": "failed", "plain": "interrupted"
     }  # fmt: skip
     young, first, second, plain = lines
-    assert (young.step, young.clips, young.dollars) == (0, 0, 0.0)
+    assert (young.step, young.clips, young.dollars) == (0, 0, 0.01)
     assert (first.step, first.steps, first.clips, first.dollars) == (20, 2000, 320, 0.01)
     assert (first.restarts, first.evaluation["frechet"]) == (1, 3.4)
     assert (second.evaluation["frechet"], second.detail) == (9.0, "why failed")

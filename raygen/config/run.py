@@ -50,7 +50,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, and the best")
     max_failures: int = Field(20, ge=0, description="losses without notice that a run survives")
     stall_s: float = Field(300.0, gt=0, description="seconds without a step: workers are restarted")
-    node: str = Field("local", description="node type that prices this run (raygen prices)")
+    node: str = Field("local", description="type of nodes that do not say theirs (raygen prices)")
 
     @property
     def least_workers(self) -> int:
@@ -97,10 +97,24 @@ class TrainConfig(Section):
 
 
 class Budget(Section):
-    """Optional limits; the first one reached ends the run, saved and successful."""
+    """Optional limits; the first one reached ends the run, saved and successful.
+
+    `dollars` is a cap: it is not exceeded, whatever dies.
+    """
 
     minutes: float | None = Field(None, gt=0, description="training time; schedules end here too")
-    dollars: float | None = Field(None, gt=0, description="price of the nodes while they train")
+    dollars: float | None = Field(
+        None, gt=0, description="all that the run's nodes cost, from first to last; --budget"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="stops here, on the schedules of train.steps; with more it goes on"
+    )
+    drain_s: float = Field(
+        60.0, gt=0, description="seconds kept paid at the end of dollars, to save and be gone"
+    )
+    lease_s: float = Field(
+        240.0, ge=1, description="seconds for which nodes are booked ahead, and outlive a driver"
+    )
 
 
 class HealthConfig(Section):

@@ -1,0 +1,200 @@
+"""What a node is and what it costs: the table, AWS's spot prices, labels and instance metadata."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from raygen.cost import spot
+from raygen.cost.cloud import settle
+from raygen.cost.entries import Lease
+from raygen.cost.ledger import Ledger
+from raygen.cost.node import Identity, ask_metadata, identify
+from raygen.cost.prices import price, prices, table_date
+from raygen.errors import ConfigError
+
+ON_DEMAND = price("g5.xlarge").on_demand
+
+
+def test_two_nodes_for_half_an_hour_cost_one_node_hour() -> None:
+    assert price("g5.xlarge").dollars(1800, nodes=2) == pytest.approx(ON_DEMAND)
+
+
+def test_an_unknown_node_names_the_known_and_the_tables_date() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'g5.tiny' in the table of 20\d\d-\d\d-\d\d.*g5\.xlarge"
+    ):
+        price("g5.tiny")
+
+
+def test_the_table_is_dated_and_sane() -> None:
+    assert date(2024, 1, 1) < table_date() <= date.today()
+    for each in prices():
+        assert 0.01 < each.on_demand < 200
+        assert 0.1 * each.on_demand < each.spot <= each.on_demand
+    assert {each.cloud for each in prices()} == {"aws", "gcp", "local"}
+
+
+def test_the_bound_is_higher_where_the_table_is_not_at_home() -> None:
+    assert price("g5.xlarge").ceiling("us-east-1b") == ON_DEMAND
+    assert price("g5.xlarge").ceiling("sa-east-1a") > 1.3 * ON_DEMAND
+    assert price("local").ceiling("here") == price("local").on_demand
+
+
+def test_motos_dummy_of_2006_is_refused(s3: str) -> None:
+    # The fixture's server is moto's for every service, and the environment leads there.
+    now = time.time()
+    quote = spot.highest("g5.xlarge", "us-east-1a", now - 300, now)
+    assert quote.hourly == ON_DEMAND
+    assert "is of 2006-01-02" in quote.refused
+    assert str(table_date()) in quote.refused
+
+
+@contextmanager
+def answering(answer: Any) -> Iterator[str]:
+    """An HTTP server on loopback; `answer(handler)` gives the status and the body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = answer(self)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_PUT = do_POST = do_GET
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("dollars", "hourly", "why"),
+    [
+        ([0.41, 0.44], 0.44, ""),
+        ([0.0], ON_DEMAND, "is zero"),
+        ([2.5], ON_DEMAND, r"is \$2.5, above the on-demand"),
+        ([0.002], ON_DEMAND, r"is \$0.002, below 1% of the on-demand"),
+        ([], ON_DEMAND, "has none"),
+    ],
+)
+def test_a_spot_price_is_believed_where_it_can_be_true(
+    dollars: list[float], hourly: float, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    items = "".join(
+        f"<item><instanceType>g5.xlarge</instanceType><spotPrice>{each}</spotPrice>"
+        f"<timestamp>{at}</timestamp></item>"
+        for each in dollars
+    )
+    body = (
+        '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
+        f"<spotPriceHistorySet>{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
+    )
+    with answering(lambda handler: (200, body)) as url:
+        for name, value in {
+            "ENDPOINT_URL": url,
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": "b",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        now = time.time()
+        quote = spot.highest("g5.xlarge", "us-east-1a", now - 300, now)
+    assert quote.hourly == hourly
+    assert re.search(why, quote.refused)
+    assert bool(why) == bool(quote.refused)
+
+
+def test_a_cloud_that_does_not_answer_costs_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    quote = spot.highest("g5.xlarge", "us-east-1a", 0, 1)
+    assert quote.hourly == ON_DEMAND
+    assert "AWS gives no spot price of g5.xlarge in us-east-1a" in quote.refused
+
+
+def test_aws_knows_when_a_machine_ended_that_nobody_saw_go(s3: str, tmp_path: Path) -> None:
+    client = boto3.client("ec2", region_name="us-east-1")
+    (ended, runs) = client.run_instances(ImageId="ami-12c6146b", MinCount=2, MaxCount=2)[
+        "Instances"
+    ]
+    client.terminate_instances(InstanceIds=[ended["InstanceId"]])
+    now, ledger = time.time(), Ledger(str(tmp_path))
+    for name, instance in (("1", ended["InstanceId"]), ("2", runs["InstanceId"]), ("3", "i-0f")):
+        lease = Lease(
+            name, name, "g5.xlarge", "us-east-1a", "spot", 36.0, now - 3600, now - 2, 1.0,
+            instance=instance,
+        )  # fmt: skip
+        ledger.append([replace(lease, until=now + 600) if name == "1" else lease])
+    ledger.append([replace(ledger.book.leases["1"], id="4", since=now - 1000, until=now - 500)])
+    # Of the machine that is gone, one lease is over: the cloud says that it lived beyond that.
+    (line,) = settle(ledger)
+    assert ended["InstanceId"] in line
+    assert abs(ledger.book.settled["4"].end - now) < 60
+    assert list(ledger.book.settled) == ["4"]
+
+
+IDENTITY = """{"instanceType": "g5.xlarge", "availabilityZone": "us-east-1b",
+ "instanceId": "i-0123", "pendingTime": "2026-01-02T03:04:05Z"}"""
+
+
+def instance_metadata(handler: BaseHTTPRequestHandler) -> tuple[int, str]:
+    """IMDSv2 of an on-demand g5.xlarge."""
+    if handler.path == "/latest/api/token":
+        return (200, "secret") if handler.command == "PUT" else (405, "")
+    if handler.headers.get("X-aws-ec2-metadata-token") != "secret":
+        return 401, ""
+    if handler.path.endswith("instance-life-cycle"):
+        return 200, "on-demand"
+    return (200, IDENTITY) if handler.path.endswith("document") else (404, "")
+
+
+def test_metadata_is_believed_before_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    labels = {
+        "ray.io/market-type": "spot",
+        "ray.io/availability-zone": "us-east-1a",
+        "raygen.io/instance-type": "g5.2xlarge",
+    }
+    with answering(instance_metadata) as url:
+        metadata = ask_metadata(url)
+    assert metadata is not None
+    assert identify(labels, metadata) == metadata
+    assert (metadata.type, metadata.zone, metadata.instance) == (
+        "g5.xlarge",
+        "us-east-1b",
+        "i-0123",
+    )
+    assert metadata.market == "on-demand"  # it fell back from spot, and the label does not know
+    assert metadata.launched == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
+    assert identify(labels, None) == Identity("g5.2xlarge", "us-east-1a", "spot")
+    assert identify({}, None, "c7i.large") == Identity("c7i.large")
+    assert not identify({}, None, "c7i.large").rented
+
+
+def test_no_metadata_service_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    assert ask_metadata("http://127.0.0.1:9") is None
+    with answering(lambda handler: (200, "<html>a captive portal</html>")) as url:
+        assert ask_metadata(url) is None

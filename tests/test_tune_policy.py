@@ -1,0 +1,199 @@
+"""The policy of the BudgetScheduler, in simulated time on a toy problem; the peers beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.benchmarks.search_data import LEVELS, World
+from tests.benchmarks.search_peers import PEERS
+from tests.benchmarks.search_sim import RESTART, WORKERS, Outcome, Pool, simulate
+from tune.model import Line, Process, Shape, improvement, normal_cdf
+from tune.policy import Job, Policy, Rules
+
+TRIED = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def toy(seed: int = 0, configs: int = 200, early: int = 0) -> World:
+    """A bowl in two dimensions whose curves fall like 1 / level; `early` of them end at half."""
+    rng = np.random.default_rng(seed)
+    vector_ND = rng.random((configs, 2))
+    final_N = ((vector_ND - (0.3, 0.7)) ** 2).sum(1)
+    level_L = np.arange(1, LEVELS + 1)
+    loss_NL = final_N[:, None] + (0.2 + rng.random((configs, 1))) / level_L
+    seconds_NL = np.tile(level_L / LEVELS, (configs, 1))
+    levels_N = np.full(configs, LEVELS)
+    levels_N[:early] = LEVELS // 2
+    last = loss_NL[np.arange(configs), levels_N - 1]
+    scale = float(np.quantile(last, 0.75) - last.min())
+    return World(vector_ND, loss_NL, seconds_NL, levels_N, float(last.min()), scale, 1.0)
+
+
+def policy(pool: Pool, cap: float, seed: int = 0, rules: Rules | None = None) -> Policy:
+    return Policy(
+        pool,
+        money=cap,
+        levels=LEVELS,
+        workers=WORKERS,
+        level_dollars=1 / LEVELS,
+        restart_dollars=RESTART,
+        seed=seed,
+        rules=rules,
+    )
+
+
+class Watched:
+    """A policy, its every answer written down; `restored` after so many of them."""
+
+    def __init__(self, policy: Policy, again: int | None = None) -> None:
+        self.policy, self.again = policy, again
+        self.said: list[Job | int | None] = []
+
+    def _say(self, answer: Job | int | None) -> None:
+        self.said.append(answer)
+        if len(self.said) == self.again:
+            kept = json.loads(json.dumps(self.policy.state()))
+            self.policy = Policy.restore(self.policy.space, kept)
+
+    def next(self, left: float) -> Job | None:
+        job = self.policy.next(left)
+        self._say(job)
+        return job
+
+    def report(self, trial: int, level: int, dollars: float, score: float) -> int | None:
+        until = self.policy.report(trial, level, dollars, score)
+        self._say(until)
+        return until
+
+    def ended(self, trial: int) -> None:
+        self.policy.ended(trial)
+
+
+def run(cap: float, seed: int = 0, again: int | None = None) -> tuple[Outcome, Watched]:
+    world = toy(seed)
+    pool = Pool(world)
+    watched = Watched(policy(pool, cap, seed), again)
+    return simulate(watched, pool, world, cap), watched
+
+
+@TRIED
+@given(cap=st.floats(0.2, 4.0), seed=st.integers(0, 50))
+def test_never_asks_for_more_than_its_money(cap: float, seed: int) -> None:
+    """The simulator would let it spend double."""
+    world = toy(seed)
+    pool = Pool(world)
+    outcome = simulate(policy(pool, cap, seed), pool, world, 2 * cap)
+    assert outcome.spent <= cap + 1e-9
+
+
+@TRIED
+@given(cap=st.floats(1.0, 3.0), seed=st.integers(0, 20), data=st.data())
+def test_goes_on_alike_wherever_it_was_kept_and_restored(
+    cap: float, seed: int, data: st.DataObject
+) -> None:
+    _, whole = run(cap, seed)
+    again = data.draw(st.integers(1, len(whole.said)))
+    assert run(cap, seed, again)[1].said == whole.said
+
+
+def test_hedges_run_to_the_end_at_once() -> None:
+    _, watched = run(12.0)
+    hedges = [
+        answer.until if isinstance(answer, Job) else answer
+        for answer in watched.said
+        if answer is not None
+    ]
+    assert LEVELS in hedges
+    assert watched.policy.hedged > 0
+    assert any(t.level == LEVELS for t in watched.policy.trials)
+
+
+def test_spends_the_end_on_what_is_open() -> None:
+    outcome, watched = run(6.0)
+    jobs = [answer for answer in watched.said if isinstance(answer, Job)]
+    late = jobs[-3:]
+    assert all(job.since > 0 for job in late)
+    assert outcome.spent > 5.5
+
+
+def test_what_was_interrupted_before_its_first_result_is_begun_again() -> None:
+    pool = Pool(toy())
+    mine = policy(pool, 4.0)
+    first = mine.next(4.0)
+    mine.interrupted()
+    assert first is not None
+    assert mine.next(4.0) == first
+
+
+def test_what_the_purse_refused_costs_nothing() -> None:
+    mine = policy(Pool(toy()), 4.0)
+    job = mine.next(4.0)
+    assert job is not None
+    assert mine.committed == pytest.approx(job.dollars)
+    mine.withdrawn(job.trial)
+    assert mine.committed == 0
+
+
+def test_no_money_no_job() -> None:
+    assert policy(Pool(toy()), 4.0).next(RESTART) is None
+
+
+def test_a_pool_that_is_used_up_is_run_to_its_end() -> None:
+    world = toy(configs=6, early=2)
+    pool = Pool(world)
+    outcome = simulate(policy(pool, 30.0), pool, world, 30.0)
+    assert outcome.trials == outcome.whole == 6
+    assert outcome.regret_K[-1] == 0
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_find_what_is_good_and_keep_to_the_cap(name: str) -> None:
+    regrets = []
+    for seed in range(3):
+        world = toy(seed, early=20)
+        pool = Pool(world)
+        outcome = simulate(PEERS[name](pool, seed, 8.0), pool, world, 8.0)
+        assert outcome.spent <= 8.0 + 1e-9
+        assert outcome.trials >= 8
+        regrets.append(outcome.regret_K[-1])
+    assert np.mean(regrets) < 0.4
+
+
+def test_finds_better_than_the_median_of_the_toy() -> None:
+    ours = [run(8.0, seed)[0].regret_K[-1] for seed in range(3)]
+    assert np.mean(ours) < 0.3
+
+
+def test_a_line_is_doubted_where_rungs_disagree() -> None:
+    x = np.linspace(0, 1, 12)
+    same = Line.of(x, x, 0.1)
+    other = Line.of(x, np.random.default_rng(0).permutation(x), 0.1)
+    at = np.array([0.5])
+    assert other(at, np.zeros(1))[1] > 3 * same(at, np.zeros(1))[1]
+    assert same(at, np.zeros(1))[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_process_knows_what_it_was_told_and_doubts_the_rest() -> None:
+    x_ND = np.array([[0.1], [0.5], [0.9]])
+    process = Process(x_ND, np.array([1.0, 0.0, 1.0]), np.zeros(3), Shape((0.3,), 0.02))
+    mean, var = process.own()
+    assert mean == pytest.approx([1, 0, 1], abs=0.02)
+    far = process.fresh(np.array([[0.5], [3.0]]))[1]
+    assert var.max() < 0.01 < 10 * far[0] < far[1]
+
+
+def test_improvement_is_that_of_draws() -> None:
+    draws = np.random.default_rng(0).normal(0.3, 0.5, 200_000)
+    found = improvement(0.1, np.array([0.3]), np.array([0.25]))[0]
+    assert found == pytest.approx(np.maximum(0.1 - draws, 0).mean(), rel=0.02)
+    assert normal_cdf(np.array([-1.96, 0, 1.96])) == pytest.approx([0.025, 0.5, 0.975], abs=1e-3)
+
+
+def test_rules_may_be_others() -> None:
+    mine = policy(Pool(toy()), 4.0, rules=replace(Rules(), rungs=4, eta=3.0))
+    assert mine.rungs == (2, 6, 17, 52)

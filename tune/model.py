@@ -1,0 +1,183 @@
+"""What unfinished trials will reach, with honest uncertainty: curves, then configurations.
+
+Curves: what a trial has at one rung is taken on to the next by a Bayesian line (Bishop, Pattern
+Recognition and Machine Learning, 2006, section 3.3), fitted to the trials that have been at both;
+chained, this gives each trial's final score a mean and a variance. Where early evidence misleads
+the variance says so, from the trials that went on.
+
+Configurations: a Gaussian process (Rasmussen and Williams, 2006, algorithm 2.1) over the points
+of the space takes these as observations with their own noise each. Its length scales, one a
+dimension, are climbed to by marginal likelihood.
+
+Arrays: N trials, M candidates, D dimensions, K rungs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4, 5.0)
+# The share of a final score's variance that the configuration does not explain.
+NUGGETS = (0.02, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Losses made even: the best is 0, a middling one 1, and what is far worse is pressed."""
+
+    best: float
+    spread: float
+
+    @classmethod
+    def of(cls, loss_N: Floats) -> Warp:
+        """That of the best that each trial has reached."""
+        best = float(loss_N.min())
+        spread = float(np.quantile(loss_N, 0.5)) - best
+        return cls(best, spread if spread > 0 else max(abs(best), 1.0) * 1e-6)
+
+    def __call__(self, loss: Floats) -> Floats:
+        """Losses of any shape, warped."""
+        z = np.asarray((loss - self.best) / self.spread)
+        return np.where(z > 1, 1 + np.log(np.maximum(z, 1)), z)
+
+
+@dataclass(frozen=True)
+class Line:
+    """From one rung's score to the next one's: the posterior of a line and of its noise."""
+
+    mean_2: Floats  # intercept, slope
+    cov_22: Floats
+    noise: float
+
+    @classmethod
+    def of(cls, x_N: Floats, y_N: Floats, noise: float) -> Line:
+        """The prior: little is gained on the way, give or take; `noise` is its variance."""
+        prior = np.diag([1 / 0.3**2, 1 / 0.3**2])
+        a_N2 = np.stack([np.ones(len(x_N)), x_N], axis=1)
+        start = prior @ np.array([-0.15, 1.0])
+        for _ in range(2):
+            cov = np.linalg.inv(prior + a_N2.T @ a_N2 / noise)
+            mean = cov @ (start + a_N2.T @ y_N / noise)
+            rest = y_N - a_N2 @ mean
+            # Two observations' worth of the prior.
+            noise = float((2 * noise + rest @ rest) / (2 + len(x_N)))
+        return cls(np.asarray(mean, np.float64), np.asarray(cov, np.float64), noise)
+
+    def __call__(self, m: Floats, v: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance, taken through the line."""
+        a, b = self.mean_2
+        spread = self.cov_22[0, 0] + 2 * m * self.cov_22[0, 1] + (m * m + v) * self.cov_22[1, 1]
+        return a + b * m, b * b * v + spread + self.noise
+
+
+def finals(
+    rungs: tuple[int, ...], result_NK: Floats, at_N: Ints, prior: float
+) -> tuple[Floats, Floats, Floats]:
+    """Mean and variance of each trial's final score; and what noise is yet to come from a rung.
+
+    `result_NK` has NaN where a trial has not been, `at_N` the last rung of each; `prior` is the
+    standard deviation of what one rung tells of the next, before any trial has shown it. Returns
+    [N], [N] and [K].
+    """
+    mean, var = result_NK[np.arange(len(at_N)), at_N].copy(), np.zeros(len(at_N))
+    ahead = np.zeros(len(rungs))
+    for k in range(len(rungs) - 1):
+        both = ~np.isnan(result_NK[:, k]) & ~np.isnan(result_NK[:, k + 1])
+        line = Line.of(result_NK[both, k], result_NK[both, k + 1], prior**2)
+        here = at_N <= k
+        mean[here], var[here] = line(mean[here], var[here])
+        ahead[: k + 1] += line.noise
+    return mean, var, ahead
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The process's length scales and nugget."""
+
+    length_D: tuple[float, ...]
+    nugget: float
+
+
+class Process:
+    """A Gaussian process over configurations, of observations with a noise each."""
+
+    def __init__(self, x_ND: Floats, y_N: Floats, noise_N: Floats, shape: Shape) -> None:
+        weight_N = 1 / (noise_N + 0.1)
+        self.mean = float(weight_N @ y_N / weight_N.sum())
+        self.scale = float(weight_N @ (y_N - self.mean) ** 2 / weight_N.sum()) + 1e-3
+        self.x_ND, self.shape = x_ND, shape
+        n = len(x_ND)
+        self.k_NN = self.scale * (
+            (1 - shape.nugget) * _matern(x_ND, x_ND, shape.length_D) + shape.nugget * np.eye(n)
+        )
+        self.low_NN = np.linalg.cholesky(self.k_NN + np.diag(noise_N + 1e-4))
+        self.z_N = np.linalg.solve(self.low_NN, y_N - self.mean)
+        # Rasmussen and Williams, equation 2.30, constants apart.
+        self.evidence = float(-0.5 * self.z_N @ self.z_N - np.log(np.diag(self.low_NN)).sum())
+
+    def own(self) -> tuple[Floats, Floats]:
+        """Mean and variance of the trials' own final scores."""
+        return self._at(self.k_NN)
+
+    def fresh(self, x_MD: Floats) -> tuple[Floats, Floats]:
+        """Those of new trials."""
+        kind = _matern(x_MD, self.x_ND, self.shape.length_D)
+        return self._at(self.scale * (1 - self.shape.nugget) * kind)
+
+    def _at(self, k_MN: Floats) -> tuple[Floats, Floats]:
+        half_NM = np.linalg.solve(self.low_NN, k_MN.T)
+        var = self.scale - (half_NM * half_NM).sum(0)
+        return self.mean + half_NM.T @ self.z_N, np.maximum(var, 1e-8)
+
+
+def climb(x_ND: Floats, y_N: Floats, noise_N: Floats, shape: Shape) -> Shape:
+    """One round of coordinate ascent on the evidence, from `shape`."""
+
+    def prior(s: Shape) -> float:
+        return -0.5 * sum((math.log(v / 0.8) / 1.0) ** 2 for v in s.length_D)
+
+    best, top = shape, Process(x_ND, y_N, noise_N, shape).evidence + prior(shape)
+
+    def attempt(s: Shape) -> None:
+        nonlocal best, top
+        value = Process(x_ND, y_N, noise_N, s).evidence + prior(s)
+        if value > top:
+            best, top = s, value
+
+    for nugget in NUGGETS:
+        attempt(Shape(best.length_D, nugget))
+    for d in range(x_ND.shape[1]):
+        now = best.length_D
+        for length in LENGTHS:
+            if 0.2 < length / now[d] < 5 and length != now[d]:
+                attempt(Shape((*now[:d], length, *now[d + 1 :]), best.nugget))
+    return best
+
+
+def improvement(best: float, mean: Floats, var: Floats) -> Floats:
+    """Expected improvement under `best` (Jones et al., 1998, equation 15)."""
+    sd = np.sqrt(var)
+    z = (best - mean) / sd
+    return np.asarray(sd * (z * normal_cdf(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
+
+
+def normal_cdf(z: Floats) -> Floats:
+    """Abramowitz and Stegun's 26.2.17, right to 7.5e-8 (there is no erf in numpy)."""
+    t = 1 / (1 + 0.2316419 * np.abs(z))
+    poly = np.polyval([1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530, 0], t)
+    tail = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) * poly
+    return np.where(z > 0, 1 - tail, tail)
+
+
+def _matern(a_ND: Floats, b_MD: Floats, length_D: tuple[float, ...]) -> Floats:
+    """Matern 5/2 (Rasmussen and Williams, equation 4.17); [N, M]."""
+    a, b = a_ND / np.array(length_D), b_MD / np.array(length_D)
+    square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+    r = np.sqrt(5 * np.maximum(square, 0))
+    return np.asarray((1 + r + r * r / 3) * np.exp(-r))

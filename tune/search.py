@@ -1,0 +1,298 @@
+"""A search from its first trial to its best: what `python -m tune SPACE.yaml` runs.
+
+Everything that can be wrong is said before the first trial. Then Ray Tune runs trials (tune.trial)
+as the BudgetScheduler says, an accountant holds the cap, and what happens is kept on the storage
+as it happens: the same command goes on where the last one ended, however it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
+
+from raygen.cost import cap as capped
+from raygen.cost.remote import Remote, start
+from raygen.data import store
+from raygen.data.catalog import Catalogue
+from raygen.data.scan import scan
+from raygen.errors import ConfigError, DataError, Interrupted, TrainingError
+from raygen.export import export_run
+from raygen.interrupts import counted_interrupts
+from raygen.runs import Run, checkpoint_name
+from raygen.train import connect
+from tune.budget import BudgetScheduler
+from tune.desk import Desk, beside_driver
+from tune.hooks import Kept, Money, Over, Recorder
+from tune.hparams import HParams
+from tune.judge import start_judge
+from tune.measure import Profile, measure
+from tune.policy import Policy
+from tune.progress import Progress, Purse
+from tune.records import BEST, CATALOGUE, Records
+from tune.space import Allowed, Space
+from tune.trial import Handed, run_trial
+
+LOOK_EVERY_S = 0.5
+# Of the time to end at the cap, what trials have to save and end; the rest is for the export.
+PATIENT = 0.7
+# Trials that failed, and nothing else: it is not their configuration.
+BARREN = 3
+# A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
+# after the first level of the first trial the policy knows better.
+START_S, JUDGE_S = 8.0, 20.0
+
+
+class Search:
+    """One run of a search; `run` returns why it ended, once the best is exported.
+
+    `parallel` trials run at once, as many as the cluster has room for if it is None. Raises
+    RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        records: Records,
+        budget: float,
+        progress: Progress,
+        *,
+        parallel: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.space, self.records, self.budget, self.progress = space, records, budget, progress
+        self._parallel, self._seed = parallel, seed
+        self.interrupts: list[int] = []
+        self.over = threading.Event()
+        self.failure: BaseException | None = None
+        self._fatal = ""
+
+    def run(self) -> str:
+        """Searches until the money, the trials or the user's patience are at their end."""
+        connect(self.space.base, self.progress.note)
+        self._catalogue()
+        terms = self.space.base.budget
+        try:
+            self.accountant = start(
+                self.records.storage,
+                cap=self.budget,
+                owner="search",
+                otherwise=self.space.base.train.node,
+                lease_s=terms.lease_s,
+                drain_s=terms.drain_s,
+            )
+        except ConfigError as error:
+            message = str(error).replace("budget.dollars=", "--budget ")
+            raise ConfigError(message, "budget") from None
+        self.accounts = Remote(self.accountant)
+        self._kept = Kept(self.records, self.accounts)
+        try:
+            with counted_interrupts(self.interrupts):
+                reason = self._search()
+                self._finish(reason)
+        finally:
+            ray.get(self.accountant.close.remote())
+        return reason
+
+    def _catalogue(self) -> None:
+        uri, data = self.records.path(CATALOGUE), self.space.base.data
+        if store.exists(uri):
+            return
+        if data.uri.endswith(".parquet"):
+            found = Catalogue.read(data.uri)
+        else:
+            found = scan(data.uri, limits=data.limits)
+        found = found.of_split(data.split) if data.split else found
+        usable = found.usable(data.frames / data.fps)
+        if not len(usable):
+            raise DataError(f"none of the {len(found)} videos at {data.uri} can be used", data.uri)
+        usable.write(uri)
+
+    def _search(self) -> str:
+        slots = self._parallel or _slots(self.space, ray.cluster_resources())
+        policy = self._policy(slots)
+        self.desk = beside_driver(Desk).remote()
+        judge = start_judge(self.space.base.evaluate.cpus)
+        handed = Handed(
+            self.space, self.records.storage, self.desk, judge, self.accountant, policy.rungs
+        )
+        self._money = Money(self.accountant)
+        scheduler = BudgetScheduler(
+            policy,
+            self._money,
+            self._kept,
+            metric=self.space.metric,
+            mode=self.space.mode,
+        )
+        hparams = HParams(self.records.storage, self.space.metric)
+        recorder = Recorder(self.records, hparams)
+        tuning = threading.Thread(
+            target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
+        )
+        tuning.start()
+        reason = self._watch(tuning)
+        tuning.join()
+        hparams.close()
+        if self.interrupts:
+            raise Interrupted("stopped and saved; the same command goes on")
+        if self._fatal:
+            raise TrainingError(self._fatal, 0)
+        if self.failure is not None:
+            raise self.failure
+        return reason
+
+    def _tune(self, handed: Handed, scheduler: BudgetScheduler, recorder: Callback) -> None:
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has its say whatever `verbose` is
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 << 30))  # the state is our own
+
+        # A trial that fails is told in a line of its own.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+        def trainable(config: dict[str, Any]) -> None:
+            run_trial(config, handed)
+
+        try:
+            Tuner(
+                # Workers reserve what they need; their driver waits, and needs a bit of memory.
+                with_resources(trainable, {"CPU": 0, "memory": 1 << 20}),
+                tune_config=TuneConfig(
+                    scheduler=scheduler,
+                    search_alg=scheduler.searcher,
+                    num_samples=self.space.trials + len(self.records.trials),
+                    reuse_actors=False,
+                ),
+                run_config=RunConfig(
+                    name="search",
+                    storage_path=tempfile.mkdtemp(prefix="raygen-tune-"),
+                    callbacks=[recorder],
+                    stop=Over(self.over, scheduler, self._kept),
+                    verbose=0,
+                ),
+            ).fit()
+        except BaseException as error:
+            self.failure = error
+
+    def _policy(self, slots: int) -> Policy:
+        picked = Allowed(self.space)
+        kept = self.records.load_policy()
+        if kept is not None:
+            policy = Policy.restore(picked, json.loads(kept))
+            policy.money, policy.workers = self.budget, slots
+            return policy
+        profile = self._profile()
+        bill = self.accounts.bill()
+        # Of everything that is paid, idle nodes included, a trial's part.
+        rate = bill.rate / slots
+        step_s = max(profile.step_s, 1e-4)
+        level_s = step_s * self.space.levels[0] + JUDGE_S
+        start_s = profile.start_s + START_S
+        least = bill.dollars + bill.rate * (start_s + level_s)
+        if least > bill.limit:
+            raise ConfigError(
+                f"--budget {self.budget:g} is too little: a trial's first level takes about "
+                f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least "
+                f"that works is {capped.up(least + self.budget - bill.limit):g}"
+            )
+        return Policy(
+            picked,
+            money=self.budget,
+            levels=len(self.space.levels),
+            workers=slots,
+            level_dollars=level_s * rate,
+            restart_dollars=start_s * rate,
+            seed=self._seed,
+        )
+
+    def _profile(self) -> Profile:
+        known = self.records.document.get("profile")
+        if known is None:
+            self.progress.note("measuring 30 steps of the base configuration")
+            known = asdict(measure(self.space.base))
+            self.records.set(profile=known)
+        profile = Profile(**known)
+        self.progress.note(
+            f"a step takes {profile.step_s * 1e3:.0f} ms and {profile.memory_gb:.2g} GB, "
+            f"drawing a clip {profile.clip_s * 1e3:.0f} ms"
+        )
+        return profile
+
+    def _watch(self, tuning: threading.Thread) -> str:
+        """Shows how it goes until it is over; why it is."""
+        reason, told_at = "nothing that the money buys is left to do", 0.0
+        patience = PATIENT * self.space.base.budget.drain_s
+        while tuning.is_alive():
+            tuning.join(LOOK_EVERY_S)
+            running, notes = ray.get(self.desk.look.remote())
+            for note in [*notes, *self.accounts.notes()]:
+                self.progress.note(note)
+            bill = self.accounts.bill()
+            purse = Purse(
+                bill.dollars, ray.get(self.accountant.reserved.remote()), self.budget, bill.rate
+            )
+            self.progress.show(self.records, self.space, running, purse)
+            failed = [trial for trial in self.records.trials.values() if trial.detail]
+            if len(failed) >= BARREN and len(failed) == len(self.records.trials):
+                self._fatal = f"none of {len(failed)} trials could be trained: {failed[-1].detail}"
+            wanted = bill.stop or ("Ctrl-C" if self.interrupts else "") or self._fatal
+            if wanted and not told_at:
+                told_at, reason = time.monotonic(), wanted
+                self.progress.note(f"{wanted}: saving what runs")
+                # Nothing more is begun, and what stops now is not over to the policy.
+                self._kept.close()
+                self._money.close()
+                self.desk.stop.remote()
+            late = bool(bill.stop) and time.monotonic() - told_at > patience
+            if len(self.interrupts) > 1 or late or (told_at and not running):
+                self.over.set()
+        return reason
+
+    def _finish(self, reason: str) -> None:
+        best = self.records.best
+        if best is None:
+            raise TrainingError(
+                f"{reason}, and no trial has come to a figure; the same command with a larger "
+                "--budget goes on",
+                0,
+            )
+        trial, result = best
+        destination = self.records.path(BEST)
+        for item in list(store.list_objects(destination)) if _there(destination) else []:
+            store.delete(item.uri)
+        run = Run.open(self.records.run_uri(trial))
+        export_run(run.at(run.path(checkpoint_name(result.step))), destination)
+        self.records.set(
+            ended={
+                "at": time.time(),
+                "reason": reason,
+                "budget": self.budget,
+                "spent": self.accounts.bill().dollars,
+                "best": trial.name,
+            }
+        )
+
+
+def _slots(space: Space, resources: Mapping[str, float]) -> int:
+    """How many trials of the fewest workers the cluster holds now; one at least."""
+    train = space.base.train
+    each = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    judge = {"CPU": space.base.evaluate.cpus}
+    counts = [
+        int((resources.get(kind, 0.0) - judge.get(kind, 0.0)) / (amount * train.least_workers))
+        for kind, amount in each.items()
+        if amount
+    ]
+    return max(1, min(counts))
+
+
+def _there(folder: str) -> bool:
+    return store.exists(store.join(folder, "config.json"))
