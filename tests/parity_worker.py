@@ -40,8 +40,11 @@ BASE = {
     # rounding, and Adam without momentum makes full steps of that.
     "model.generator_width": 16,
     "model.critic_width": 8,
+    "model.kind": "strided",
     "train.batch_size": 8,
+    "loss.gamma": 4.0,
     "loss.penalty_every": 2,
+    "augment.colour": 0.5,
     # Adam turns a gradient's relative error into a share of the learning rate, and where terms
     # cancel that error is large: the order in which ranks add up must stay below the tolerance.
     "optim.generator.lr": 5e-5,

@@ -149,11 +149,14 @@ VARIANTS = {
     },
     "offload, finite differences": (*FINITE, "train.offload=true"),
     **{f"recompute, {n}": (f"train.zero_stage={n}", "train.recompute=true") for n in (0, 3)},
-    # Its rounding is twice the strided family's, and so the learning rate half as large.
-    "recompute, upsampling": (
-        *("train.zero_stage=1", "train.recompute=true", "model.kind=upsampling"),
-        *("optim.generator.lr=2e-5", "optim.critic.lr=2e-5"),
-    ),
+    # Their rounding is twice the strided family's, and so the learning rate half as large.
+    **{
+        f"recompute, {kind}": (
+            *(f"train.zero_stage={stage}", "train.recompute=true", f"model.kind={kind}", "seed=3"),
+            *("optim.generator.lr=2e-5", "optim.critic.lr=2e-5"),
+        )
+        for kind, stage in (("upsampling", 1), ("twostream", 3))
+    },
     "recompute, finite differences": (*FINITE, "train.recompute=true"),
     "two critic steps, 1": ("loss.critic_steps=2", "train.zero_stage=1"),
     "two critic steps, 3, accumulated": (
