@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.benchmarks.search_data import LEVELS, World
 from tests.benchmarks.search_peers import PEERS
 from tests.benchmarks.search_sim import RESTART, WORKERS, Outcome, Pool, simulate
-from tune.model import Line, Process, Shape, improvement, normal_cdf
+from tune.model import Drop, Process, Shape, improvement, normal_cdf
 from tune.policy import Job, Policy, Rules
 
 TRIED = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -101,18 +101,6 @@ def test_goes_on_alike_wherever_it_was_kept_and_restored(
     assert run(cap, seed, again)[1].said == whole.said
 
 
-def test_hedges_run_to_the_end_at_once() -> None:
-    _, watched = run(12.0)
-    hedges = [
-        answer.until if isinstance(answer, Job) else answer
-        for answer in watched.said
-        if answer is not None
-    ]
-    assert LEVELS in hedges
-    assert watched.policy.hedged > 0
-    assert any(t.level == LEVELS for t in watched.policy.trials)
-
-
 def test_spends_the_end_on_what_is_open() -> None:
     outcome, watched = run(6.0)
     jobs = [answer for answer in watched.said if isinstance(answer, Job)]
@@ -169,13 +157,14 @@ def test_finds_better_than_the_median_of_the_toy() -> None:
     assert np.mean(ours) < 0.3
 
 
-def test_a_line_is_doubted_where_rungs_disagree() -> None:
-    x = np.linspace(0, 1, 12)
-    same = Line.of(x, x, 0.1)
-    other = Line.of(x, np.random.default_rng(0).permutation(x), 0.1)
-    at = np.array([0.5])
-    assert other(at, np.zeros(1))[1] > 3 * same(at, np.zeros(1))[1]
-    assert same(at, np.zeros(1))[0] == pytest.approx(0.5, abs=0.05)
+def test_curves_that_differ_are_doubted() -> None:
+    span_N = np.full(12, 1.5)
+    prior = Drop(0.2, 0.04, 2.0, 1.5)
+    same = prior.learnt(0.3 * span_N, span_N)
+    other = prior.learnt(np.linspace(-1.7, 2.3, 12) * span_N, span_N)
+    assert same(np.array([2.0]))[0] == pytest.approx(other(np.array([2.0]))[0], abs=0.02)
+    assert other(np.array([2.0]))[1] > 10 * same(np.array([2.0]))[1]
+    assert same(np.zeros(1))[1] == 0
 
 
 def test_the_process_knows_what_it_was_told_and_doubts_the_rest() -> None:
@@ -194,6 +183,8 @@ def test_improvement_is_that_of_draws() -> None:
     assert normal_cdf(np.array([-1.96, 0, 1.96])) == pytest.approx([0.025, 0.5, 0.975], abs=1e-3)
 
 
-def test_rules_may_be_others() -> None:
-    mine = policy(Pool(toy()), 4.0, rules=replace(Rules(), rungs=4, eta=3.0))
-    assert mine.rungs == (2, 6, 17, 52)
+def test_rungs_are_even_and_end_with_the_last_level() -> None:
+    rules = replace(Rules(), steps=4)
+    assert policy(Pool(toy()), 4.0, rules=rules).rungs == (13, 26, 39, 52)
+    mine = Policy(Pool(toy()), money=4.0, levels=3, rules=rules)
+    assert mine.rungs == (1, 2, 3)
