@@ -140,7 +140,9 @@ def improvement(best: float, mean: Floats, var: Floats) -> Floats:
     """Expected improvement under `best` (Jones et al., 1998, equation 15)."""
     sd = np.sqrt(var)
     z = (best - mean) / sd
-    return np.asarray(sd * (z * normal_cdf(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    # Far out the sum cancels to less than `normal_cdf` is right to: its asymptote there.
+    return np.asarray(sd * np.where(z < -4, density / (z * z + 3), z * normal_cdf(z) + density))
 
 
 def normal_cdf(z: Floats) -> Floats:

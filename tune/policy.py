@@ -59,6 +59,7 @@ class Rules:
     weight: float = 2.0
     power: float = 1.5
     thrift: float = 1.0  # the power of the dollars to the end that divide an improvement
+    deep: float = 0.5  # of a whole trial's dollars: with less free, new ones are begun last
     drawn: int = 32  # candidates at random
     near: int = 16  # and near the best
     most: int = 70  # trials that the process looks at
@@ -237,7 +238,9 @@ class Policy:
                 return None
         known, outlook = self.outlook = self.outlook or self._outlook(known)
         best = self._continued(known, outlook, free, here)
-        begun = self._begun(rng, outlook, free)
+        least = self.rules.deep * self.levels * float(np.mean(outlook.rate_N))
+        closing = best[0] >= 0 and free < least
+        begun = None if closing else self._begun(rng, outlook, free)
         if begun is not None and begun[0] > best[0]:
             return -1, begun[1], self.rungs[0]
         if best[0] < 0:

@@ -53,7 +53,7 @@ class TpeAsha(StoppingAsha):
 def _widths(x_ND: Floats) -> Floats:
     """Scott's rule, no narrower than a hundredth of the range."""
     n, d = x_ND.shape
-    return np.maximum(x_ND.std(0) * n ** (-1 / (d + 4)), 0.05)
+    return np.asarray(np.maximum(x_ND.std(0) * n ** (-1 / (d + 4)), 0.05))
 
 
 def _density(c_MD: Floats, x_ND: Floats, width_D: Floats) -> Floats:
@@ -138,7 +138,7 @@ def _weights(n: int) -> Floats:
     """What n equally spaced levels say of the asymptote; [n]."""
     s = np.arange(1, n + 1) * FreezeThaw.first / LEVELS
     k = 0.5 * 0.3 / (s[:, None] + s + 0.3) + 1e-3 * np.eye(n)
-    return np.linalg.solve(k, np.ones(n))
+    return np.asarray(np.linalg.solve(k, np.ones(n)), np.float64)
 
 
 def _matern(a_ND: Floats, b_MD: Floats) -> Floats:
