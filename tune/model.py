@@ -1,15 +1,14 @@
 """What unfinished trials will reach, with honest uncertainty: curves, then configurations.
 
-Curves: what a trial has at one rung is taken on to the next by a Bayesian line (Bishop, Pattern
-Recognition and Machine Learning, 2006, section 3.3), fitted to the trials that have been at both;
-chained, this gives each trial's final score a mean and a variance. Where early evidence misleads
-the variance says so, from the trials that went on.
+Curves: a loss falls about evenly with the logarithm of the level. How fast, and how far curves
+differ in it, is learnt from the trials that went on; where early evidence misleads they differ
+much, and what has not been run to the end is uncertain.
 
 Configurations: a Gaussian process (Rasmussen and Williams, 2006, algorithm 2.1) over the points
 of the space takes these as observations with their own noise each. Its length scales, one a
 dimension, are climbed to by marginal likelihood.
 
-Arrays: N trials, M candidates, D dimensions, K rungs.
+Arrays: N trials, M candidates, D dimensions.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4, 5.0)
 # The share of a final score's variance that the configuration does not explain.
 NUGGETS = (0.02, 0.1, 0.3)
@@ -48,52 +46,30 @@ class Warp:
 
 
 @dataclass(frozen=True)
-class Line:
-    """From one rung's score to the next one's: the posterior of a line and of its noise."""
+class Drop:
+    """How far curves fall over a span of log(level), in the best score's spreads.
 
-    mean_2: Floats  # intercept, slope
-    cov_22: Floats
-    noise: float
-
-    @classmethod
-    def of(cls, x_N: Floats, y_N: Floats, noise: float) -> Line:
-        """The prior: little is gained on the way, give or take; `noise` is its variance."""
-        prior = np.diag([1 / 0.3**2, 1 / 0.3**2])
-        a_N2 = np.stack([np.ones(len(x_N)), x_N], axis=1)
-        start = prior @ np.array([-0.15, 1.0])
-        for _ in range(2):
-            cov = np.linalg.inv(prior + a_N2.T @ a_N2 / noise)
-            mean = cov @ (start + a_N2.T @ y_N / noise)
-            rest = y_N - a_N2 @ mean
-            # Two observations' worth of the prior.
-            noise = float((2 * noise + rest @ rest) / (2 + len(x_N)))
-        return cls(np.asarray(mean, np.float64), np.asarray(cov, np.float64), noise)
-
-    def __call__(self, m: Floats, v: Floats) -> tuple[Floats, Floats]:
-        """Mean and variance, taken through the line."""
-        a, b = self.mean_2
-        spread = self.cov_22[0, 0] + 2 * m * self.cov_22[0, 1] + (m * m + v) * self.cov_22[1, 1]
-        return a + b * m, b * b * v + spread + self.noise
-
-
-def finals(
-    rungs: tuple[int, ...], result_NK: Floats, at_N: Ints, prior: float
-) -> tuple[Floats, Floats, Floats]:
-    """Mean and variance of each trial's final score; and what noise is yet to come from a rung.
-
-    `result_NK` has NaN where a trial has not been, `at_N` the last rung of each; `prior` is the
-    standard deviation of what one rung tells of the next, before any trial has shown it. Returns
-    [N], [N] and [K].
+    By `mean` times the span, with variance `var` times span^`power`: a power of 1 is a random
+    walk, one of 2 a slope of each trial's own. What is known beforehand counts as `weight`
+    trials' worth (the conjugate prior of Murphy, Machine Learning, 2012, section 4.6.3, with both
+    counts alike).
     """
-    mean, var = result_NK[np.arange(len(at_N)), at_N].copy(), np.zeros(len(at_N))
-    ahead = np.zeros(len(rungs))
-    for k in range(len(rungs) - 1):
-        both = ~np.isnan(result_NK[:, k]) & ~np.isnan(result_NK[:, k + 1])
-        line = Line.of(result_NK[both, k], result_NK[both, k + 1], prior**2)
-        here = at_N <= k
-        mean[here], var[here] = line(mean[here], var[here])
-        ahead[: k + 1] += line.noise
-    return mean, var, ahead
+
+    mean: float
+    var: float
+    weight: float
+    power: float
+
+    def learnt(self, fell_N: Floats, span_N: Floats) -> Drop:
+        """After trials that fell by `fell_N` over spans of `span_N`."""
+        weight = self.weight + len(fell_N)
+        mean = (self.weight * self.mean + float((fell_N / span_N).sum())) / weight
+        rest = float(((fell_N - mean * span_N) ** 2 / span_N**self.power).sum())
+        return Drop(mean, (self.weight * self.var + rest) / weight, weight, self.power)
+
+    def __call__(self, span: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance of the fall over spans of any shape."""
+        return self.mean * span, self.var * span**self.power
 
 
 @dataclass(frozen=True)
@@ -164,7 +140,9 @@ def improvement(best: float, mean: Floats, var: Floats) -> Floats:
     """Expected improvement under `best` (Jones et al., 1998, equation 15)."""
     sd = np.sqrt(var)
     z = (best - mean) / sd
-    return np.asarray(sd * (z * normal_cdf(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    # Far out the sum cancels to less than `normal_cdf` is right to: its asymptote there.
+    return np.asarray(sd * np.where(z < -4, density / (z * z + 3), z * normal_cdf(z) + density))
 
 
 def normal_cdf(z: Floats) -> Floats:

@@ -1,20 +1,22 @@
 """What to start, continue or pause next, for the money that is left: no Ray, no clock, no files.
 
-A trial runs from rung to rung. Whoever is free gets the piece of work that promises the most for
-a dollar: the expected improvement of a trial's *final* score over the best there is, by the cost
-of getting there. tune.model predicts; `Rules` holds what was tuned on half of the benchmark's
-tasks (tests.benchmarks.search).
+A trial runs from rung to rung, small steps of its levels. Whoever is free gets the piece of work
+that promises the most: the expected improvement on the best there is, of a paused trial, a trial
+at its rung or a new configuration, once it has run as far as the money left allows; less for what
+costs more to run so far, and for what must first be started. tune.outlook expects; `Rules` holds
+what was tuned on half of the benchmark's tasks (tests.benchmarks.search).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.model import Floats, Process, Shape, Warp, climb, finals, improvement
+from tune.model import Drop, Floats, Shape
+from tune.outlook import Outlook, Trial
 
 Config = dict[str, Any]
 
@@ -50,37 +52,17 @@ class Job:
 class Rules:
     """What the policy's behaviour hangs on: tuned on half of the benchmark's tasks."""
 
-    eta: float = 3.3
-    rungs: int = 3
-    random: int = 5  # trials before the model picks
-    endgame: float = 0.3  # of the money: nothing new is begun with less left
-    narrow: float = 0.33  # of trials go on from a rung that tells all
-    doubt: float = 0.35  # what one rung is taken to tell of the next, in spreads
+    steps: int = 13  # rungs, evenly spaced
+    random: int = 6  # trials before the model picks
+    # What is known of curves beforehand (tune.model.Drop): the mean fall and its deviation.
+    doubt: float = 0.8
+    weight: float = 2.0
+    power: float = 1.5
+    thrift: float = 1.0  # the power of the dollars to the end that divide an improvement
+    deep: float = 0.5  # of a whole trial's dollars: with less free, new ones are begun last
     drawn: int = 32  # candidates at random
     near: int = 16  # and near the best
     most: int = 70  # trials that the process looks at
-    hedge: float = 0.1  # of the money: for trials that run to the end whatever they show
-    hedges: int = 3  # at most
-
-
-@dataclass
-class Trial:
-    """What is known of one; `results` maps levels to the best score until then."""
-
-    config: Config
-    vector: list[float]
-    results: dict[int, float] = field(default_factory=dict)
-    dollars: float = 0.0
-    starts: int = 0
-    until: int | None = None  # while it runs
-    over: bool = False
-    level: int = 0
-    fresh: bool = False  # begun (again), and its start not yet paid for
-
-    @property
-    def best(self) -> float:
-        """The score of its best checkpoint."""
-        return min(self.results.values())
 
 
 class Policy:
@@ -107,13 +89,12 @@ class Policy:
         self.seed, self.rules = seed, rules or Rules()
         self.trials: list[Trial] = []
         self.decisions = 0
-        self.hedged = 0
         self.taken: set[str] = set()
         self.shape: Shape | None = None
         self.climbed = 0
-        first = levels / self.rules.eta ** (self.rules.rungs - 1)
-        steps = (first * self.rules.eta**k for k in range(self.rules.rungs))
-        self.rungs = tuple(sorted({max(round(s), 1) for s in steps} | {levels}))
+        self.outlook: tuple[list[int], Outlook] | None = None  # until the next result
+        steps = min(self.rules.steps, levels)
+        self.rungs = tuple(round(levels * (k + 1) / steps) for k in range(steps))
 
     @property
     def spent(self) -> float:
@@ -150,6 +131,7 @@ class Policy:
         Returns the level it is to go on to, or None: pause it (or it is whole).
         """
         t = self.trials[trial]
+        self.outlook = None
         t.dollars += dollars
         t.results[level] = min([score, *t.results.values()])
         t.level, t.fresh = max(t.level, level), False
@@ -167,7 +149,7 @@ class Policy:
     def ended(self, trial: int) -> None:
         """The trial has ended by itself (diverged, failed for good): it cannot be continued."""
         t = self.trials[trial]
-        t.until, t.over = None, True
+        t.until, t.over, self.outlook = None, True, None
 
     def withdrawn(self, trial: int) -> None:
         """The job was not begun after all: the purse refused it."""
@@ -198,7 +180,6 @@ class Policy:
             "rules": asdict(self.rules),
             "trials": [asdict(t) for t in self.trials],
             "decisions": self.decisions,
-            "hedged": self.hedged,
             "shape": self.shape and asdict(self.shape),
             "climbed": self.climbed,
         }
@@ -211,7 +192,7 @@ class Policy:
             results = {int(level): score for level, score in kept["results"].items()}
             policy.trials.append(Trial(**(kept | {"results": results})))
         policy.taken = {repr(t.config) for t in policy.trials}
-        policy.decisions, policy.hedged = state["decisions"], state["hedged"]
+        policy.decisions = state["decisions"]
         if state["shape"]:
             policy.shape = Shape(tuple(state["shape"]["length_D"]), state["shape"]["nugget"])
         policy.climbed = state["climbed"]
@@ -244,7 +225,6 @@ class Policy:
         """
         rng = np.random.default_rng([self.seed, self.decisions])
         known = [i for i, t in enumerate(self.trials) if t.results]
-        closing = free < self.rules.endgame * self.money
         first = self.restart + self._rate(Trial({}, [])) * self.rungs[0]
         if first <= free:
             for i, t in enumerate(self.trials):  # interrupted before its first result
@@ -252,117 +232,91 @@ class Policy:
                     return i, None, self.rungs[0]
         if len(self.trials) < self.rules.random or not known:
             config = self.space.sample(rng)
-            if self._fresh(config) and first <= free and not (closing and known):
+            if repr(config) not in self.taken and first <= free:
                 return -1, config, self.rungs[0]
             if not known:
                 return None
-        known = self._looked_at(known)
-        trials = [self.trials[i] for i in known]
-        mean_N, var_N, ahead_K = self._finals(trials)
-        x_ND = np.array([t.vector for t in trials])
-        shape = self._shape(x_ND, mean_N, var_N)
-        process = Process(x_ND, mean_N, var_N, shape)
-        own_N, spread_N = process.own()
-        gain_N = improvement(0.0, own_N, spread_N)
-        rate_N = np.array([self._rate(t) for t in trials])
-        open_N = np.array([not t.over and t.until is None for t in trials])
-        fee_N = np.where(np.array(known) == here, 0.0, self.restart)
-        full = self.levels * float(np.mean(rate_N))
-        if self.hedged < min(self.rules.hedges, self.rules.hedge * self.money / full):
-            to_N = fee_N + rate_N * np.array([self.levels - t.level for t in trials])
-            able_N = open_N & (to_N <= free)
-            if able_N.any():
-                n = int(np.where(able_N, gain_N / (to_N + full / 2), -1.0).argmax())
-                if here is None or known[n] == here:
-                    self.hedged += 1
-                return known[n], None, self.levels
-        # What share goes on from a rung: few where it tells all, all where it tells nothing.
-        tells_K = process.scale / (process.scale + ahead_K)
-        on_K = self.rules.narrow * tells_K + (1 - tells_K)
-        reach = self._reach(on_K)
-        best: tuple[float, int, Config | None] = (-1.0, -1, None)
-        for n, t in enumerate(trials):
-            if open_N[n] and fee_N[n] + self._piece(t) <= free:
-                worth = float(gain_N[n] / (fee_N[n] + rate_N[n] * reach(t.level)))
-                best = max(best, (worth, known[n], None), key=lambda b: b[0])
-        if not closing:
-            config_M = self._candidates(rng, x_ND, own_N)
-            if config_M:
-                v_MD = np.array([self.space.encode(c) for c in config_M])
-                gain_M = improvement(0.0, *process.fresh(v_MD))
-                busy = [t.vector for t in self.trials if not t.results]
-                if busy:
-                    gap = (((v_MD[:, None] - np.array(busy)) / shape.length_D) ** 2).sum(2).min(1)
-                    gain_M = gain_M * (1 - np.exp(-gap))
-                rate_M = self._rates(x_ND, rate_N, v_MD)
-                worth_M = gain_M / (self.restart + rate_M * reach(0))
-                worth_M[self.restart + rate_M * self.rungs[0] > free] = -1.0
-                m = int(worth_M.argmax())
-                best = max(best, (float(worth_M[m]), -1, config_M[m]), key=lambda b: b[0])
-        worth, trial, new = best
-        if worth < 0:
+        known, outlook = self.outlook = self.outlook or self._outlook(known)
+        best = self._continued(known, outlook, free, here)
+        least = self.rules.deep * self.levels * float(np.mean(outlook.rate_N))
+        closing = best[0] >= 0 and free < least
+        begun = None if closing else self._begun(rng, outlook, free)
+        if begun is not None and begun[0] > best[0]:
+            return -1, begun[1], self.rungs[0]
+        if best[0] < 0:
             return None
-        return trial, new, self._rung_after(self.trials[trial].level if new is None else 0)
+        return best[1], None, self._rung_after(self.trials[best[1]].level)
 
-    def _finals(self, trials: list[Trial]) -> tuple[Floats, Floats, Floats]:
-        """What each will reach: tune.model.finals of what they have at the rungs."""
-        warp = Warp.of(np.array([t.best for t in trials]))
-        result_NK = np.full((len(trials), len(self.rungs)), np.nan)
-        for n, t in enumerate(trials):
-            for level, score in t.results.items():
-                k = next(k for k, rung in enumerate(self.rungs) if rung >= level)
-                result_NK[n, k] = score
-            if t.over:
-                result_NK[n, -1] = t.best
-        at_N = len(self.rungs) - 1 - np.argmax(~np.isnan(result_NK[:, ::-1]), axis=1)
-        return finals(self.rungs, warp(result_NK), at_N, self.rules.doubt)
+    def _continued(
+        self, known: list[int], outlook: Outlook, free: float, here: int | None
+    ) -> tuple[float, int]:
+        """The paused trial that promises the most, its worth before it; -1: there is none."""
+        trials = [self.trials[i] for i in known]
+        piece_N = np.array([0.0 if t.over else self._piece(t) for t in trials])
+        fee_N = np.where(np.array(known) == here, 0.0, self.restart)
+        open_N = np.array([not t.over and t.until is None for t in trials])
+        open_N &= fee_N + piece_N <= free
+        if not open_N.any():
+            return -1.0, -1
+        level_N, rate_N = outlook.level_N, outlook.rate_N
+        to_N = level_N + np.maximum((free - fee_N) / rate_N, 1e-3)
+        to_N = np.minimum(to_N, np.maximum(self.levels, level_N))
+        gain_N = outlook.going_on(to_N)
+        worth_N = gain_N * self._thrift(fee_N, piece_N, fee_N + rate_N * (to_N - level_N))
+        n = int(np.where(open_N, worth_N, -1.0).argmax())
+        return float(worth_N[n]), known[n]
 
-    def _reach(self, on_K: Floats) -> Any:
-        """Levels that a trial is expected to run from a level on."""
+    def _begun(
+        self, rng: np.random.Generator, outlook: Outlook, free: float
+    ) -> tuple[float, Config] | None:
+        """The new configuration that promises the most, its worth before it."""
+        config_M = self._candidates(rng, outlook)
+        if not config_M:
+            return None
+        x_MD = np.array([self.space.encode(c) for c in config_M])
+        rate_M = outlook.rates(x_MD)
+        piece_M = rate_M * self.rungs[0]
+        able_M = self.restart + piece_M <= free
+        if not able_M.any():
+            return None
+        busy_BD = np.array([t.vector for t in self.trials if not t.results])
+        to_M = np.minimum(np.maximum((free - self.restart) / rate_M, 1.0), self.levels)
+        fee_M = np.full(len(x_MD), self.restart)
+        gain_M = outlook.begun(x_MD, to_M, busy_BD)
+        worth_M = gain_M * self._thrift(fee_M, piece_M, fee_M + rate_M * to_M)
+        m = int(np.where(able_M, worth_M, -1.0).argmax())
+        return float(worth_M[m]), config_M[m]
 
-        def reach(level: int) -> float:
-            total, chance, since = 0.0, 1.0, level
-            for k, rung in enumerate(self.rungs):
-                if rung <= level:
-                    continue
-                total += chance * (rung - since)
-                chance, since = chance * on_K[k], rung
-            return total
+    def _thrift(self, fee: Floats, piece: Floats, whole: Floats) -> Floats:
+        """By what an expected improvement is multiplied: what of a piece's money trains, and the
+        money to the end, to the power `Rules.thrift`, below it."""
+        return np.asarray(
+            piece / np.maximum(fee + piece, 1e-9) / np.maximum(whole, 1e-9) ** self.rules.thrift
+        )
 
-        return reach
+    def _outlook(self, known: list[int]) -> tuple[list[int], Outlook]:
+        """Of the trials that count: where they are too many, the deepest and the best."""
+        if len(known) > self.rules.most:
+            best = sorted(known, key=lambda i: (-self.trials[i].level, self.trials[i].best))
+            known = sorted(best[: self.rules.most])
+        trials = [self.trials[i] for i in known]
+        shape = self.shape or Shape((0.8,) * len(trials[0].vector), 0.1)
+        grow = len(known) >= max(8, 1.3 * self.climbed)
+        rules = self.rules
+        drop = Drop(rules.doubt, rules.doubt**2, rules.weight, rules.power)
+        rate_N = np.array([self._rate(t) for t in trials])
+        outlook = Outlook.of(trials, rate_N, self.levels, drop, shape, grow)
+        self.shape = outlook.process.shape
+        self.climbed = len(known) if grow else self.climbed
+        return known, outlook
 
-    def _looked_at(self, known: list[int]) -> list[int]:
-        """Trials for the process: where they are too many, the deepest and the best."""
-        if len(known) <= self.rules.most:
-            return known
-        best = sorted(known, key=lambda i: (-self.trials[i].level, self.trials[i].best))
-        return sorted(best[: self.rules.most])
-
-    def _shape(self, x_ND: Floats, mean_N: Floats, var_N: Floats) -> Shape:
-        n = len(self.trials)
-        if self.shape is None:
-            self.shape = Shape((0.8,) * x_ND.shape[1], 0.1)
-        if n >= 8 and n >= 1.3 * self.climbed:
-            self.shape = climb(x_ND, mean_N, var_N, self.shape)
-            self.climbed = n
-        return self.shape
-
-    def _candidates(self, rng: np.random.Generator, x_ND: Floats, own_N: Floats) -> list[Config]:
+    def _candidates(self, rng: np.random.Generator, outlook: Outlook) -> list[Config]:
+        """New ones: draws from the space, and steps from the best three."""
         drawn = [self.space.sample(rng) for _ in range(self.rules.drawn)]
-        best = x_ND[np.argsort(own_N)[:3]]
-        for k in range(self.rules.near):
-            step = rng.choice([0.05, 0.15]) * rng.standard_normal(x_ND.shape[1])
-            step *= rng.random(x_ND.shape[1]) < 0.6
-            drawn.append(self.space.decode(np.clip(best[k % len(best)] + step, 0, 1)))
-        return [c for c in drawn if self._fresh(c)]
-
-    def _fresh(self, config: Config) -> bool:
-        return repr(config) not in self.taken
-
-    def _rates(self, x_ND: Floats, rate_N: Floats, v_MD: Floats) -> Floats:
-        """Dollars a level of new configurations: a ridge on the logarithm."""
-        y_N = np.log(rate_N + 1e-12)
-        centre = x_ND.mean(0)
-        a = x_ND - centre
-        w = np.linalg.solve(a.T @ a + 1.0 * np.eye(a.shape[1]), a.T @ (y_N - y_N.mean()))
-        return np.asarray(np.exp(y_N.mean() + (v_MD - centre) @ w))
+        best_ND = outlook.process.x_ND[np.argsort(outlook.own_N)[:3]]
+        n, d = self.rules.near, best_ND.shape[1]
+        step_ND = rng.choice([0.05, 0.15], (n, 1)) * rng.standard_normal((n, d))
+        step_ND *= rng.random((n, d)) < 0.6
+        near_ND = np.clip(best_ND[np.arange(n) % len(best_ND)] + step_ND, 0, 1)
+        drawn += [self.space.decode(near_D) for near_D in near_ND]
+        return [c for c in drawn if repr(c) not in self.taken]

@@ -48,16 +48,21 @@ class Pool:
     def __init__(self, world: World) -> None:
         self.vector_ND = world.vector_ND
         self.used_N = np.zeros(len(world.vector_ND), bool)
+        self.square_N = (world.vector_ND**2).sum(1)
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        for _ in range(20):  # nearly always the first will do
+            n = int(rng.integers(len(self.used_N)))
+            if not self.used_N[n]:
+                return {"n": n}
         free = np.flatnonzero(~self.used_N)
         return {"n": int(rng.choice(free)) if len(free) else 0}
 
     def encode(self, config: dict[str, Any]) -> Floats:
-        return self.vector_ND[config["n"]]
+        return np.asarray(self.vector_ND[config["n"]])
 
     def decode(self, vector: Floats) -> dict[str, Any]:
-        distance_N = ((self.vector_ND - vector) ** 2).sum(1)
+        distance_N = self.square_N - 2 * (self.vector_ND @ vector)
         distance_N[self.used_N] = np.inf
         return {"n": int(distance_N.argmin())}
 
