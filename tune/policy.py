@@ -304,7 +304,7 @@ class Policy:
         grow = len(known) >= max(8, 1.3 * self.climbed)
         rules = self.rules
         drop = Drop(rules.doubt, rules.doubt**2, rules.weight, rules.power)
-        rate_N = np.array([self._rate(t) for t in trials])
+        rate_N = np.array([max(self._rate(t), 1e-12) for t in trials])  # what is free is cheap
         outlook = Outlook.of(trials, rate_N, self.levels, drop, shape, grow)
         self.shape = outlook.process.shape
         self.climbed = len(known) if grow else self.climbed
