@@ -147,7 +147,7 @@ def test_rented_nodes_end_with_their_leases_when_the_driver_is_killed(tmp_path: 
 def test_a_cap_ends_a_run_saved_and_kill_9_does_not_get_past_it(
     shapes: Path, tmp_path: Path
 ) -> None:
-    terms = ["train.steps=1000000", "budget.drain_s=20", "budget.lease_s=20", "--budget", "0.008"]
+    terms = ["train.steps=1000000", "budget.drain_s=20", "budget.lease_s=20", "--budget", "0.0055"]
     killed = start(str(shapes), str(tmp_path), "capped", *terms)
     deadline = time.monotonic() + 120
     while not Ledger.exists(f"{tmp_path}/capped") and time.monotonic() < deadline:
@@ -161,8 +161,8 @@ def test_a_cap_ends_a_run_saved_and_kill_9_does_not_get_past_it(
     assert run.status["step"] > 0
     assert History(run.uri).events[-1].event == "ended"
     found = report(run.uri)
-    assert 0.005 < found.total <= 0.008
+    assert 0.004 < found.total <= 0.0055
     assert run.dollars == pytest.approx(found.total)
     assert json.loads(json.dumps(found.as_dict()))["trials"]["capped"] > 0
     refused = finish(start(str(shapes), str(tmp_path), "capped", *terms), 2)
-    assert "raygen: budget.dollars=0.008 is too little" in refused
+    assert "raygen: budget.dollars=0.0055 is too little" in refused

@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["nowhere.yaml", "--budget", "1"], 2, "tune: cannot read nowhere.yaml: No such file"),
         (["tiny", "--budget", "1"], 2, "tune: tiny: a space is a .yaml file, as in"),
         (["SPACE", "--budget", "0", "data.uri=x"], 2, "tune: --budget must be a number of dollars"),
-        (["SPACE", "data.uri=x"], 2, "tune: --budget must be a number of dollars"),
+        (["SPACE", "data.uri=x"], 2, "tune: give --budget, the dollars that all of the search"),
         (["SPACE", "--budget", "1"], 2, "tune: data.uri is empty: say where the clips are"),
         (
             ["SPACE", "--budget", "1", "optim.generatr.lr=1"],
