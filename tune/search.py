@@ -36,13 +36,14 @@ from tune.hooks import Kept, Money, Over, Recorder
 from tune.hparams import HParams
 from tune.judge import start_judge
 from tune.measure import Profile, measure
-from tune.policy import Policy
+from tune.policy import Policy, Rules
 from tune.progress import Progress, Purse
 from tune.records import BEST, CATALOGUE, Records
 from tune.space import Allowed, Space
 from tune.trial import Handed, run_trial
 
 LOOK_EVERY_S = 0.5
+RUNGS = 3  # a training ends at each, and going on costs a start
 # Of the time to end at the cap, what trials have to save and end; the rest is for the export.
 PATIENT = 0.7
 # Trials that failed, and nothing else: it is not their configuration.
@@ -211,6 +212,7 @@ class Search:
             level_dollars=level_s * rate,
             restart_dollars=start_s * rate,
             seed=self._seed,
+            rules=Rules(steps=RUNGS),
         )
 
     def _profile(self) -> Profile:
