@@ -263,7 +263,9 @@ class Supervisor:
                     )
                 if self.bill.stop:
                     stopping_since = stopping_since or now
-                    if now - stopping_since > PATIENT * self.config.budget.drain_s:
+                    # Before its first word a group has nothing to save.
+                    patience = 0.0 if more is None else PATIENT * self.config.budget.drain_s
+                    if now - stopping_since >= patience:
                         self._kill()
                         raise _Broke
                 if self._stopping and not asked:

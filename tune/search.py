@@ -197,14 +197,7 @@ class Search:
         step_s = max(profile.step_s, 1e-4)
         level_s = step_s * self.space.levels[0] + JUDGE_S
         start_s = profile.start_s + START_S
-        least = bill.dollars + bill.rate * (start_s + level_s)
-        if least > bill.limit:
-            raise ConfigError(
-                f"--budget {self.budget:g} is too little: a trial's first level takes about "
-                f"{start_s + level_s:.0f} s, ${bill.rate * (start_s + level_s):.3g}; the least "
-                f"that works is {capped.up(least + self.budget - bill.limit):g}"
-            )
-        return Policy(
+        policy = Policy(
             picked,
             money=self.budget,
             levels=len(self.space.levels),
@@ -214,6 +207,15 @@ class Search:
             seed=self._seed,
             rules=Rules(steps=RUNGS),
         )
+        first_s = start_s + level_s * policy.rungs[0]
+        least = bill.dollars + bill.rate * first_s
+        if least > bill.limit:
+            raise ConfigError(
+                f"--budget {self.budget:g} is too little: a trial's first rung takes about "
+                f"{first_s:.0f} s, ${bill.rate * first_s:.3g}; the least that works is "
+                f"{capped.up(least + self.budget - bill.limit):g}"
+            )
+        return policy
 
     def _profile(self) -> Profile:
         known = self.records.document.get("profile")
