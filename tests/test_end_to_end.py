@@ -18,7 +18,7 @@ def test_from_a_bucket_of_clips_to_a_clip_over_http(tmp_path: Path) -> None:
         "raygen",
         "demo",
         "--minutes",
-        "0.4",
+        "1",
         "--folder",
         str(tmp_path),
     ]

@@ -124,8 +124,8 @@ def test_a_search_is_another_where_space_metric_or_base_differ(tmp_path: Path) -
         ),
         (
             {"space": {"model.kind": {"choice": ["strided", "vgan"]}}},
-            "space.model.kind: must be one of strided, upsampling, residual, triplane, conv3d, "
-            "dcgan, mlp (got 'vgan')",
+            "space.model.kind: must be one of strided, twostream, upsampling, residual, triplane, "
+            "conv3d, dcgan, mlp (got 'vgan')",
         ),
         (
             {
