@@ -50,12 +50,17 @@ RunUri = Annotated[str, typer.Argument(help="STORAGE/NAME, as in runs/tiny or s3
 
 def main() -> None:
     """The console script."""
-    guard_local_ray()
+    invoke("raygen", app)
+
+
+def invoke(name: str, commands: typer.Typer, arguments: list[str] | None = None) -> None:
+    """Runs a command line, the process's own by default; a RaygenError is a line and an exit."""
+    _guard_local_ray()
     try:
-        app()
+        commands(args=arguments)
     except RaygenError as error:
         failure = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-        failure.print(f"raygen: {error}", style="bold")
+        failure.print(f"{name}: {error}", style="bold")
         sys.exit(error.exit_code)
 
 
@@ -319,7 +324,7 @@ def _best(run: Run) -> str:
     return checkpoint
 
 
-def guard_local_ray() -> None:
+def _guard_local_ray() -> None:
     """A local Ray that this process starts serves nobody else."""
     # Ray listens on every interface and runs what it is sent: a Ray of our own asks for a token
     # that only its processes have. Ray reads these when it is imported.

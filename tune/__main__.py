@@ -14,8 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raygen.cli import guard_local_ray
-from raygen.errors import RaygenError
+from raygen.cli import invoke
 from tune.prepare import is_over, prepare
 from tune.progress import progress
 from tune.records import BEST, Records
@@ -35,16 +34,10 @@ console = Console(emoji=False)
 
 def main() -> None:
     """The module's command; `search` may be left out."""
-    guard_local_ray()
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in (*COMMANDS, "--help"):
         arguments = ["search", *arguments]
-    try:
-        app(args=arguments)
-    except RaygenError as error:
-        failure = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-        failure.print(f"tune: {error}", style="bold")
-        sys.exit(error.exit_code)
+    invoke("tune", app, arguments)
 
 
 @app.command()

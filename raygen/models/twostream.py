@@ -84,8 +84,8 @@ class Stream(Recomputing):
 class Level(nn.Module):
     """Group norm, modulation by the style, ReLU, and a transposed convolution.
 
-    The style at every level (FiLM, arXiv 1709.07871, eq. 1): a normalisation by clip lets a
-    network that hears of the latent at its coarsest map only forget it.
+    The style enters at every level (FiLM, arXiv 1709.07871, eq. 1): told to the coarsest map alone,
+    the latent is easily lost in the normalisations after it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Size3, style_dim: int) -> None:
@@ -103,11 +103,11 @@ class Level(nn.Module):
 
 
 def low_pass(x_BCTHW: Tensor) -> Tensor:
-    """Without what alternates from one pixel, or frame, to the next, of which a map has none.
+    """Without what alternates from one pixel, or frame, to the next: [B, C, T, H, W], as before.
 
     A transposed convolution of stride 2 treats even and odd positions differently: a checkerboard
     in space, a flicker in time (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
-    Edges are mirrored. As matrix products: on a CPU, five times the speed of shifted sums.
+    Edges are mirrored. Matrix products, which are far cheaper on a CPU than sums of shifted maps.
     """
     frames, height, width = x_BCTHW.shape[2:]
     x_BCTHW = _filter(height, x_BCTHW) @ (x_BCTHW @ _filter(width, x_BCTHW).T)
@@ -115,7 +115,7 @@ def low_pass(x_BCTHW: Tensor) -> Tensor:
 
 
 def _filter(length: int, like: Tensor) -> Tensor:
-    """[length, length]: row i weighs the positions around i."""
+    """[length, length], of `like`'s dtype and device: row i weighs the positions around i."""
     unit = torch.eye(length, dtype=like.dtype, device=like.device)
     period = max(2 * (length - 1), 1)
     rows = torch.zeros_like(unit)
