@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygen.cost.bill import Bill
+from raygen.gauges import TRAINING
 from raygen.vault import Vaults
 
 Wish = Literal["", "stop", "grow"]
@@ -51,6 +52,19 @@ class Status:
     def workers(self) -> int:
         """How many train."""
         return len(self.nodes)
+
+    def figures(self) -> dict[str, float]:
+        """What of it is exported: see raygen.gauges."""
+        losses = {f"raygen_{key.replace('/', '_')}": each for key, each in self.losses.items()}
+        return {
+            "raygen_step": self.step,
+            "raygen_steps": self.steps,
+            "raygen_saved_step": self.saved_at,
+            "raygen_clips_per_second": self.clips_per_s,
+            "raygen_starved": self.starved,
+            "raygen_workers": self.workers,
+            **{name: each for name, each in losses.items() if name in TRAINING},
+        }
 
     @property
     def remaining_s(self) -> float:

@@ -7,9 +7,11 @@ from typing import Any
 
 from raygen import __version__
 from raygen.config import KINDS, ConditionsConfig
+from raygen.exported import network
 from raygen.metrics import Evaluation
-from raygen.models import build_generator, parameter_count
+from raygen.models import parameter_count
 from raygen.runs import Run
+from raygen.sides import in_full
 
 DIGEST_DIGITS = 12
 KIND_WORDS = {
@@ -24,8 +26,7 @@ def card(run: Run, document: Mapping[str, Any]) -> str:
     """Markdown for the export of `run` that `document`, its config.json, describes."""
     config, data, status = run.config, run.data, document["status"]
     digest = document["sha256"][:DIGEST_DIGITS]
-    generator = build_generator(config.model, config.data, len(run.classes), config.conditions)
-    parameters = parameter_count(generator)
+    parameters = parameter_count(network(document))
     by, arguments, query = _asked_by(config.conditions, run.classes[0])
     return f"""---
 library_name: raygen
@@ -34,16 +35,16 @@ tags: [video-generation, gan, {config.model.kind}]
 # {config.name}
 
 A generator of short video clips, conditional on {by}: {config.data.frames} frames of \
-{config.data.size}x{config.data.size} pixels at {config.data.fps:g} frames per second. \
-Family `{config.model.kind}`, {parameters / 1e6:.2f} M parameters, weights {digest}, trained by \
-raygen {__version__}.
+{in_full(config.data.size)} pixels at {config.data.fps:g} frames per second. \
+Family `{config.model.kind}`{_base(document)}, {parameters / 1e6:.2f} M parameters, \
+weights {digest}, trained by raygen {__version__}.
 
 **Classes:** {", ".join(f"`{name}`" for name in run.classes)}
 
 ## Use
 ```
 raygen generate THIS_FOLDER {arguments}--seed 7 --n 4 -o out.mp4
-serve run serve.app:app export=THIS_FOLDER      # then GET /v1/clips?{query}seed=7
+serve run serve.app:app export=THIS_FOLDER      # then GET /v1/models/best/clips/7{query}
 ```
 The same seed and conditions give the same clip.
 
@@ -71,6 +72,15 @@ holder of the rights, before you share this model.
 """
 
 
+def _base(document: Mapping[str, Any]) -> str:
+    """Of a cascade, what its stage enlarges."""
+    if "base" not in document:
+        return ""
+    base = document["base"]
+    size, digest = in_full(base["data"]["size"]), base["sha256"][:DIGEST_DIGITS]
+    return f" on the clips of {size} pixels of `{base['name']}` ({base['model']['kind']}, {digest})"
+
+
 def _asked_by(config: ConditionsConfig, class_name: str) -> tuple[str, str, str]:
     """What the model takes, in words; the same as arguments of the command, and as a query."""
     words = [KIND_WORDS[kind] for kind in KINDS if kind in config.kinds]
@@ -83,8 +93,9 @@ def _asked_by(config: ConditionsConfig, class_name: str) -> tuple[str, str, str]
         "image": "--image F.png ",
     }
     arguments = "".join(options.get(kind, "--vector F.npy ") for kind in config.kinds)
-    queries = {"class": f"class={class_name}&", "text": "text=...&"}
-    return by, arguments, "".join(queries.get(kind, "") for kind in config.kinds)
+    queries = {"class": f"class={class_name}", "text": "text=..."}
+    asked = "&".join(queries[kind] for kind in config.kinds if kind in queries)
+    return by, arguments, f"?{asked}" if asked else ""
 
 
 def _metrics_table(evaluation: Mapping[str, Any] | None) -> str:

@@ -6,9 +6,9 @@ from raygen.errors; a traceback is a bug.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
-import secrets
 import sys
 import time
 from pathlib import Path
@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from raygen import config as configuration
-from raygen import data_cli
+from raygen import data_cli, dollars_cli, local_ray, registry_cli
 from raygen.config import Config
 from raygen.data import store
 from raygen.errors import CheckpointError, ConfigError, RaygenError, StorageError
+from raygen.sides import in_full
 
 if TYPE_CHECKING:
     from raygen.runs import Run
@@ -35,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(data_cli.app, name="data")
 console = Console(emoji=False)
 
 PIPE_WIDTH = 200
@@ -55,7 +55,9 @@ def main() -> None:
 
 def invoke(name: str, commands: typer.Typer, arguments: list[str] | None = None) -> None:
     """Runs a command line, the process's own by default; a RaygenError is a line and an exit."""
-    _guard_local_ray()
+    # A crash in a library's native code says where every thread was.
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
+    local_ray.guard()
     try:
         commands(args=arguments)
     except RaygenError as error:
@@ -71,6 +73,9 @@ def train(
     budget: Annotated[
         float | None, typer.Option(help="dollars that are not exceeded: budget.dollars")
     ] = None,
+    publish: Annotated[
+        str, typer.Option(help="registry that the best judged, or the newest, checkpoint goes to")
+    ] = "",
 ) -> None:
     """Train a preset; the same command with the same name goes on where it stopped."""
     spend = [] if budget is None else [f"budget.dollars={budget}"]
@@ -79,6 +84,7 @@ def train(
     from raygen.display import training_line
     from raygen.train import fit
 
+    publish_run = registry_cli.publisher(publish, config.name) if publish else None
     with training_line() as on_status:
         run = fit(config, on_status=on_status, on_note=_note)
     if not run.checkpoints():
@@ -89,6 +95,9 @@ def train(
         f"{status['elapsed_s']:.0f} s, ${run.dollars:.4f}"
     )
     console.print(f"next: raygen evaluate {run.uri}", soft_wrap=True)
+    if publish_run is not None:
+        best = run.best()
+        publish_run(run if best is None else run.at(best))
 
 
 @app.command()
@@ -191,7 +200,9 @@ def export(
 
 @app.command()
 def generate(
-    export: Annotated[str, typer.Argument(help="an export: folder or s3:// prefix")],
+    export: Annotated[
+        str, typer.Argument(help="an export: folder or s3:// prefix; with --url a model, or best")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help=".mp4 .webp .gif .png or .npy")],
     class_name: Annotated[
         list[str] | None, typer.Option("--class", help="again for another; default: each in turn")
@@ -220,21 +231,49 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="seed of the first clip")] = 0,
     n: Annotated[int, typer.Option(min=1, max=1024, help="clips; their seeds count up")] = 1,
     scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge by repeating pixels")] = 4,
+    url: Annotated[
+        str, typer.Option("--url", help="ask this endpoint, with the token in $RAYGEN_TOKEN")
+    ] = "",
 ) -> None:
     """Generate clips; the same seed and conditions give the same clip.
 
     With --interpolate the clips lead from the first --class or --text to the second, or, where
     none is given twice, from the first seed to the next.
     """
-    from raygen import asking, video
+    from raygen import asking, picture, video
     from raygen.export import load_generator
 
     video.format_of(output)  # before the work, not after it
+    if url:
+        from raygen.client import Client
+
+        if vector is not None:
+            raise ConfigError("--vector: an endpoint takes none")
+        between = len(class_name or []) == 2 or len(text or []) == 2
+        ends = [seed, seed if between else seed + 1]
+        with Client(url, token=os.environ.get("RAYGEN_TOKEN", "")) as client:
+            made = client.generate(
+                model=export,
+                n=n,
+                seeds=ends if interpolate else range(seed, seed + n),
+                classes=_each(class_name, n, interpolate),
+                texts=_each(text, n, interpolate),
+                image=image,
+                interpolate=interpolate,
+                frames=frames,
+                fps=fps,
+                truncation=truncation,
+                format=video.format_of(output),
+                scale=min(scale, 8),
+            )
+        made.save(output)
+        _note(f"{output}: {n} clips of {made.model}")
+        return
     generator = load_generator(export)
     asked = asking.Asked(
         classes=class_name or [],
         texts=text or [],
-        image=None if image is None else video.read_image(image, generator.data.size),
+        image=None if image is None else picture.read(image, generator.data.size),
         vector=None if vector is None else asking.read_vector(vector),
         times=generator.times(frames, fps),
     )
@@ -271,48 +310,9 @@ def presets() -> None:
     console.print(table)
 
 
-@app.command()
-def prices() -> None:
-    """The price table that runs are costed with."""
-    from raygen.cost import prices as listed
-
-    title = f"dollars an hour, {listed.table_date()}"
-    table = Table("node", "hardware", "on demand", "spot, about", title=title)
-    for price in listed.prices():
-        table.add_row(price.node, price.hardware, f"{price.on_demand:.4f}", f"{price.spot:.3g}")
-    console.print(table)
-
-
-@app.command()
-def cost(
-    place: Annotated[str, typer.Argument(help="a run, a search, or a folder of runs, or s3://")],
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
-    settle: Annotated[
-        bool, typer.Option("--settle", help="ask AWS when machines ended that nobody saw go")
-    ] = False,
-) -> None:
-    """What went where: runs or trials, idle nodes, lost with nodes, the head; and when."""
-    from raygen.cost.report import ledgers, plot, report
-
-    if settle:
-        from raygen.cost import cloud
-
-        for ledger in ledgers(place):
-            for line in cloud.settle(ledger):
-                _note(line)
-    found = report(place)
-    if as_json:
-        sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
-        return
-    table = Table("", "$", "%", title=found.place, title_justify="left", box=box.SIMPLE, padding=0)
-    for name, dollars in found.lines():
-        share = f"{100 * dollars / found.total:.1f}" if found.total else ""
-        table.add_row(name, f"{dollars:.4f}", share)
-    console.print(table, markup=False)
-    for note in found.notes():
-        console.print(note, soft_wrap=True, markup=False)
-    if len(found.curve) > 1:
-        console.print(plot(found.curve), markup=False, highlight=False)
+def _each(words: list[str] | None, count: int, ends: bool) -> list[str]:
+    """In turn, one a clip; where they are the ends, as they are."""
+    return [words[k % len(words)] for k in range(count)] if words and not ends else words or []
 
 
 def _best(run: Run) -> str:
@@ -322,15 +322,6 @@ def _best(run: Run) -> str:
             f"no checkpoint of {run.uri} was judged while it trained: set evaluate.every=STEPS"
         )
     return checkpoint
-
-
-def _guard_local_ray() -> None:
-    """A local Ray that this process starts serves nobody else."""
-    # Ray listens on every interface and runs what it is sent: a Ray of our own asks for a token
-    # that only its processes have. Ray reads these when it is imported.
-    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _note(text: str) -> None:
@@ -344,10 +335,16 @@ def _summary(config: Config) -> list[str]:
     counts = (f"{n / 1e6:.3g}M" for n in (size.generator_parameters, size.critic_parameters))
     flops = f"{size.generator_flops / 1e9:.3g}+{size.critic_flops / 1e9:.3g}"
     data, train = config.data, config.train
-    clip = f"{data.frames}x{data.size}x{data.size}"
+    clip = f"{data.frames}x{in_full(data.size)}"
     spent = (str(train.batch_size), str(train.steps))
     return [clip, config.model.kind, config.loss.kind, *spent, *counts, flops]
 
 
-if __name__ == "__main__":
-    main()
+# After those above: help lists commands in this order.
+app.command()(registry_cli.publish)
+app.command()(registry_cli.models)
+app.command()(registry_cli.verify)
+app.command()(dollars_cli.prices)
+app.command()(dollars_cli.cost)
+app.command()(dollars_cli.status)
+app.add_typer(data_cli.app, name="data")

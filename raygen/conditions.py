@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygen.config import KINDS, ConditionsConfig
+from raygen.sides import Size, sides
 
 CLASS, TEXT, IMAGE, VECTOR = range(len(KINDS))
 RGB = 3
@@ -30,6 +31,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 _WIDTH = 64  # of the token encoder
 _HEADS = 4
 _LAYERS = 2
+_GRID = 4  # of the shifts of a first frame
 _FRAME_WIDTH = 16  # channels of the frame encoder's first layer
 
 
@@ -40,7 +42,8 @@ class Condition(NamedTuple):
     `tokens`, or a frozen encoder's vectors [B, V]. frame_BCHW: the first frame, in [-1, 1].
     vector_BV: the user's own. What is not given holds anything finite; a kind that the networks
     do not know may be None. embedded_BE: the generator's embedding itself, in place of all kinds
-    but the frame that is kept, as interpolation makes it.
+    but the frame that is kept, as interpolation makes it. low_BCTHW: the small clip that is to be
+    enlarged, in [-1, 1] but for its noise, of standard deviation noise_B.
     """
 
     given_BK: Tensor
@@ -49,6 +52,8 @@ class Condition(NamedTuple):
     frame_BCHW: Tensor | None = None
     vector_BV: Tensor | None = None
     embedded_BE: Tensor | None = None
+    low_BCTHW: Tensor | None = None
+    noise_B: Tensor | None = None
 
     @classmethod
     def of(cls, y_B: Condition | Tensor) -> Condition:
@@ -105,17 +110,18 @@ def keep_frame(
 ) -> Tensor:
     """A generator's output in [-1, 1] -> clips [B, 3, T, H, W] that begin with the given frame.
 
-    With three more channels, a mask m = (1 + x_4) / 2 and shifts (x_5, x_6) in sides: each later
-    frame is m f + (1 - m) w, where w shows the given frame as the shifts move it. VGAN's two
+    With three more channels, a mask m = ((1 + x_4) / 2)^2 and shifts (x_5, x_6) in sides: each
+    later frame is m f + (1 - m) w, where w shows the given frame as the shifts move it. VGAN's two
     streams (arXiv 1609.02612, eq. 2), their background given and not generated, and moved as
-    Vondrick & Torralba transform pixels (CVPR 2017, section 3.1): what moves keeps its look. The
+    Vondrick & Torralba transform pixels (CVPR 2017, section 3.1), though not each by itself: what
+    moves keeps its look and its shape. At first little is drawn, so that moving is learnt. The
     frame at t = 0 is the given one to the bit; m is 1 throughout where there is none. With three
     channels: the output itself. `times` of the T frames are 0, 1, and so on unless given.
     """
     if x_BCTHW.shape[1] == RGB:
         return x_BCTHW
     y = Condition.of(y_B)
-    clip_BCTHW, mask_B1THW = x_BCTHW[:, :RGB], (1 + x_BCTHW[:, RGB : RGB + 1]) / 2
+    clip_BCTHW, mask_B1THW = x_BCTHW[:, :RGB], ((1 + x_BCTHW[:, RGB : RGB + 1]) / 2).square()
     if y.frame_BCHW is None:
         return clip_BCTHW
     moved_BCTHW = _moved(y.frame_BCHW, x_BCTHW[:, RGB + 1 :]).to(clip_BCTHW.dtype)
@@ -129,10 +135,16 @@ def keep_frame(
 
 
 def _moved(frame_BCHW: Tensor, shift_B2THW: Tensor) -> Tensor:
-    """The frame as seen at each pixel plus its shift (right, down; in sides), bilinearly."""
+    """[B, 3, H, W] and shifts [B, 2, T, H, W] (right, down; in sides) -> [B, 3, T, H, W].
+
+    The frame as seen at each pixel plus its shift, bilinearly. Shifts are means over a grid of
+    _GRID x _GRID, and bilinear in between: drawn pixel by pixel they tear the shape of what moves.
+    """
     batch, _, frames, height, width = shift_B2THW.shape
     # In fp32: bf16 has no place for the pixels of a large frame. Sides run from -1 to 1.
-    shift_BLW2 = 2 * shift_B2THW.float().permute(0, 2, 3, 4, 1).flatten(1, 2)
+    coarse_BNHW = F.adaptive_avg_pool2d(shift_B2THW.float().flatten(1, 2), _GRID)
+    smooth_BNHW = F.interpolate(coarse_BNHW, (height, width), mode="bilinear")
+    shift_BLW2 = 2 * smooth_BNHW.view(shift_B2THW.shape).permute(0, 2, 3, 4, 1).flatten(1, 2)
     still = torch.eye(2, 3, device=frame_BCHW.device).expand(batch, 2, 3)
     grid_BHW2 = F.affine_grid(still, [batch, RGB, height, width], align_corners=False)
     at_BLW2 = grid_BHW2.repeat(1, frames, 1, 1) + shift_BLW2
@@ -151,7 +163,7 @@ class ConditionEmbedding(nn.Module):
     """
 
     def __init__(
-        self, classes: int, dim: int, config: ConditionsConfig, size: int | None = None
+        self, classes: int, dim: int, config: ConditionsConfig, size: Size | None = None
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -263,14 +275,16 @@ class _Attention(nn.Module):
 class FrameEncoder(nn.Sequential):
     """Frames [B, 3, H, W] in [-1, 1] -> [B, E]: strided convolutions to 4 to 7 pixels, a layer."""
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: Size, dim: int) -> None:
         layers: list[nn.Module] = []
-        channels, width = RGB, _FRAME_WIDTH
-        while size % 2 == 0 and size >= 8:
-            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        inputs, outputs = RGB, _FRAME_WIDTH
+        height, width = sides(size)
+        while height % 2 == width % 2 == 0 and min(height, width) >= 8:
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
             nn.init.kaiming_normal_(layers[-2].weight, a=0.2)  # type: ignore[arg-type]
-            channels, width, size = width, min(2 * width, 128), size // 2
-        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * size * size, dim))
+            inputs, outputs = outputs, min(2 * outputs, 128)
+            height, width = height // 2, width // 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(inputs * height * width, dim))
 
 
 class _UnitSize(nn.Module):

@@ -68,9 +68,10 @@ def run_demo(folder: Path, minutes: float) -> None:
     _stage("serving it over HTTP")
     with _server(folder / "export", logs / "serve.log") as url:
         name = generator.classes[0]
-        clip = _get(f"{url}/v1/clips?class={urllib.parse.quote(name)}&seed={SEED}&scale=8")
+        path = f"/v1/models/best/clips/{SEED}?class={urllib.parse.quote(name)}&scale=8"
+        clip = _get(url + path)
         (folder / "fetched.mp4").write_bytes(clip)
-        console.print(f"  GET {url}/v1/clips?class={name}&seed={SEED}: {len(clip):,} bytes of mp4")
+        console.print(f"  GET {url}{path}: {len(clip):,} bytes of mp4")
     _last_screen(folder, run, generator.classes, time.monotonic() - started)
 
 
@@ -208,7 +209,7 @@ training
 
 Next:
   raygen generate {folder}/export --class {classes[0]} --seed 7 --n 4 -o out.mp4
-  serve run serve.app:app export={folder}/export      # then GET /v1/clips, /docs
+  serve run serve.app:app export={folder}/export      # a page at /, the API at /docs
   tensorboard --logdir {folder}/runs
   raygen train tiny data.uri=s3://YOUR_BUCKET/clips train.workers=2
 """,

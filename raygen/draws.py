@@ -17,7 +17,37 @@ from torch import Tensor
 
 from raygen import augment
 from raygen.augment import Draw
-from raygen.config import KINDS, Config
+from raygen.conditions import Condition
+from raygen.config import KINDS, Config, SuperresConfig
+
+_LOW = 1 << 5  # turns from there on draw what a stage of super-resolution is given
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How clips are made small for a stage of super-resolution to enlarge: see `of`.
+
+    noise_B: the standard deviation of each clip's noise; seed_B: of the noise itself.
+    """
+
+    noise_B: Tensor
+    seed_B: Tensor
+
+    def __getitem__(self, rows: slice) -> Degradation:
+        return Degradation(self.noise_B[rows], self.seed_B[rows])
+
+    def of(self, x_BCTHW: Tensor, y_B: Condition, factor: int) -> Condition:
+        """The conditions, and with them the clips at a `factor`-th of their height and width.
+
+        Pixels are averaged. One still pattern of noise a clip, as augmentation is drawn: another
+        in every frame would be a flicker to take away (arXiv 2106.15282, section 4.2, of images).
+        """
+        low = torch.nn.functional.avg_pool2d(x_BCTHW.flatten(1, 2), factor)
+        low_BCTHW = low.view(*x_BCTHW.shape[:3], *low.shape[2:])
+        noise_B = self.noise_B.to(x_BCTHW)
+        pattern_BC1HW = noise_like(low_BCTHW[:, :, :1], self.seed_B)
+        low_BCTHW = low_BCTHW + noise_B[:, None, None, None, None] * pattern_BC1HW
+        return y_B._replace(low_BCTHW=low_BCTHW, noise_B=noise_B)
 
 
 @dataclass(frozen=True)
@@ -26,7 +56,8 @@ class CriticDraws:
 
     noise_B2: a seed for each clip, real and fake, of the finite-difference penalty's noise; the
     noise itself is as large as the clips and is drawn where they are. dropped_BK: bool, kinds of
-    conditions (as in config.KINDS) that are left out; None where none ever is.
+    conditions (as in config.KINDS) that are left out; None where none ever is. low: of a stage of
+    super-resolution alone.
     """
 
     z_BD: Tensor
@@ -34,11 +65,13 @@ class CriticDraws:
     fake: Draw
     noise_B2: Tensor
     dropped_BK: Tensor | None
+    low: Degradation | None
 
     def __getitem__(self, rows: slice) -> CriticDraws:
         dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
+        low = None if self.low is None else self.low[rows]
         return CriticDraws(
-            self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows], dropped_BK
+            self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows], dropped_BK, low
         )
 
 
@@ -46,16 +79,18 @@ class CriticDraws:
 class GeneratorDraws:
     """For one step of the generator: latents, and what the critic is shown of either side.
 
-    dropped_BK as of the critic.
+    dropped_BK and low as of the critic.
     """
 
     z_BD: Tensor
     play: Draw
     dropped_BK: Tensor | None
+    low: Degradation | None
 
     def __getitem__(self, rows: slice) -> GeneratorDraws:
         dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
-        return GeneratorDraws(self.z_BD[rows], self.play[rows], dropped_BK)
+        low = None if self.low is None else self.low[rows]
+        return GeneratorDraws(self.z_BD[rows], self.play[rows], dropped_BK, low)
 
 
 @dataclass(frozen=True)
@@ -89,6 +124,12 @@ class Draws:
             share = config.conditions.drop_share
             return torch.rand(count, len(KINDS), generator=rng) < share if share else None
 
+        def low(rng: torch.Generator) -> Degradation | None:
+            if not isinstance(config.model, SuperresConfig):
+                return None
+            noise_B = config.model.noise * torch.rand(count, generator=rng)
+            return Degradation(noise_B, torch.randint(2**63 - 1, (count,), generator=rng))
+
         critic = tuple(
             CriticDraws(
                 z(rng(0, turn)),
@@ -96,10 +137,12 @@ class Draws:
                 shown(rng(3, turn)),
                 seeds(rng(5, turn)),
                 dropped(rng(6, turn)),
+                low(rng(0, _LOW + turn)),
             )[rows]
             for turn in range(config.loss.critic_steps)
         )
-        return cls(critic, GeneratorDraws(z(rng(1)), shown(rng(4)), dropped(rng(7)))[rows])
+        generator = GeneratorDraws(z(rng(1)), shown(rng(4)), dropped(rng(7)), low(rng(1, _LOW)))
+        return cls(critic, generator[rows])
 
 
 def noise_like(x_BCTHW: Tensor, seed_B: Tensor) -> Tensor:

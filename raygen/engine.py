@@ -19,11 +19,11 @@ from torch import Tensor
 
 from raygen import augment, losses
 from raygen.conditions import Condition
-from raygen.config import Config
+from raygen.config import Config, SuperresConfig
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.ema import ParameterEma
 from raygen.losses import scheduled
-from raygen.models import build_critic, build_generator, recompute_activations
+from raygen.models import build_critic, build_generator, enlarged, recompute_activations
 from raygen.network import Learner, Network, Opponent, turn
 from raygen.objective import Judged, Objective, Term, total
 
@@ -116,11 +116,13 @@ class Pair:
             with turn(self.critic, against=self.generator) as (critic, generate):
                 for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
                     fake_BCTHW = generate(self._input(draw.z_BD), y_B)
+                    # What was made from a small clip is moved as the real one and that clip are.
+                    other = draw.fake if draw.low is None else draw.real
                     real_logit_B, fake_logit_B, penalty = self._scored(
                         critic,
                         augment.apply(x_BCTHW, draw.real, probability),
-                        augment.apply(fake_BCTHW, draw.fake, probability),
-                        y_B,
+                        augment.apply(fake_BCTHW, other, probability),
+                        _seen(y_B, x_BCTHW, draw.real, probability),
                         draw,
                         penalised=gamma * lazily > 0,
                     )
@@ -134,10 +136,11 @@ class Pair:
             for x_BCTHW, y_B, play in self._micro_batches(batches[-1], draws.generator):
                 fake_BCTHW = generator(self._input(play.z_BD), y_B)
                 self.shown_BCTHW = fake_BCTHW.detach()
+                seen_B = _seen(y_B, x_BCTHW, play.play, probability)
                 shown_BCTHW = augment.apply(fake_BCTHW, play.play, probability)
-                fake = _judged(judge, fake_BCTHW, shown_BCTHW, y_B)
+                fake = _judged(judge, fake_BCTHW, shown_BCTHW, seen_B)
                 shown_BCTHW = augment.apply(x_BCTHW, play.play, probability)
-                real = _judged(judge, x_BCTHW, shown_BCTHW, y_B)
+                real = _judged(judge, x_BCTHW, shown_BCTHW, seen_B)
                 terms = objective.generator(real, fake)
                 generator.minimise(total(terms))
                 figures.add_losses(terms)
@@ -226,7 +229,11 @@ class Pair:
         for start in range(0, len(x_BCTHW), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             given_B = y_B.rows(rows).to(self.device, self.dtype)
-            yield x_BCTHW[rows].to(self.device, self.dtype), given_B, drawn[rows]
+            part_BCTHW, draw = x_BCTHW[rows].to(self.device, self.dtype), drawn[rows]
+            model = self.config.model
+            if isinstance(model, SuperresConfig) and draw.low is not None:
+                given_B = draw.low.of(part_BCTHW, given_B, model.factor)
+            yield part_BCTHW, given_B, draw
 
     def _input(self, z_BD: Tensor) -> Tensor:
         return z_BD.to(self.device, self.dtype)
@@ -263,6 +270,16 @@ class _Figures:
 
     def means(self) -> dict[str, Tensor]:
         return {name: torch.stack(values).mean() for name, values in self._values.items()}
+
+
+def _seen(
+    y_B: Condition, x_BCTHW: Tensor, draw: augment.Draw, probability: Tensor | float
+) -> Condition:
+    """Conditions as a critic takes them: a small clip enlarged, and augmented like `x_BCTHW`."""
+    if y_B.low_BCTHW is None:
+        return y_B
+    low_BCTHW = enlarged(y_B.low_BCTHW, x_BCTHW.shape[3:])
+    return y_B._replace(low_BCTHW=augment.apply(low_BCTHW, draw, probability))
 
 
 def _judged(judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Condition) -> Judged:

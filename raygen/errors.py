@@ -10,6 +10,7 @@
     ├── CheckpointError      exit 1   a checkpoint that does not fit          (.step)
     ├── TrainingError        exit 1   networks that ran away                  (.step)
     ├── ExportError          exit 1   an export that cannot be written or read (.uri)
+    ├── ServiceError         exit 1   an endpoint that refuses or does not answer (.status)
     └── Interrupted          exit 130 Ctrl-C, after everything was saved
 
 Anything else that escapes is a bug and keeps its traceback.
@@ -58,6 +59,14 @@ class ObjectChanged(StorageError):
 
 class ExportError(_AtUri):
     """An export at `uri` that cannot be written or read."""
+
+
+class ServiceError(RaygenError):
+    """An endpoint that refuses (HTTP `status`), or does not answer (0)."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ClusterError(RaygenError):

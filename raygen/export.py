@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import shutil
 import tempfile
@@ -26,27 +25,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from raygen import __version__, sampling
+from raygen import __version__, exported, sampling
 from raygen.card import DIGEST_DIGITS, card
 from raygen.conditioning import Conditioner
 from raygen.conditions import Condition
 from raygen.config import ConditionsConfig, DataConfig, ModelConfig
 from raygen.data import store
 from raygen.errors import ConfigError, ExportError, StorageError
-from raygen.models import Timed, build_generator
+from raygen.models import any_length
 from raygen.runs import EVALUATION, Run
 
-FORMAT = 2  # 1 had classes alone
-WEIGHTS = "generator.safetensors"
-CONFIG = "config.json"
 CARD = "README.md"
 
+WEIGHTS, CONFIG = exported.WEIGHTS, exported.CONFIG
 STATUS = ("step", "elapsed_s", "clips_seen")
 KNOWN_SHOWN = 20  # class names that an error lists
 
@@ -112,7 +106,7 @@ class Generator:
         """
         if frames is None and fps is None:
             return None
-        if not isinstance(self.module, Timed):
+        if not any_length(self.module):
             raise ConfigError(
                 f"a {self.model.kind} model draws {self.data.frames} frames at {self.fps:g} a "
                 "second and no others; model.kind=residual or triplane draws any",
@@ -141,11 +135,25 @@ class Generator:
         conditions give the same clip, to the bit, in whatever company. Raises ConfigError for
         what this model does not take.
         """
-        y_N = self._condition(len(seeds), labels, text, image, vector)
-        z_ND = sampling.latents(seeds, self.model.latent_dim, truncation)
+        z_ND, y_N = self.points(
+            seeds, labels, text=text, image=image, vector=vector, truncation=truncation
+        )
         return sampling.generate(self.module, z_ND, y_N, self.device, times)
 
-    @torch.inference_mode()
+    def points(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int | None] | None = None,
+        *,
+        text: Sequence[str | None] | None = None,
+        image: Sequence[npt.NDArray[np.uint8] | None] | None = None,
+        vector: Sequence[Sequence[float] | None] | None = None,
+        truncation: float = 1.0,
+    ) -> tuple[Tensor, Condition]:
+        """The latents [N, D] and conditions that `generate` draws; the same arguments."""
+        y_N = self._condition(len(seeds), labels, text, image, vector)
+        return sampling.latents(seeds, exported.latent_dims(self.document), truncation), y_N
+
     def interpolate(
         self,
         count: int,
@@ -163,15 +171,32 @@ class Generator:
         Latents go along their great circle, the conditions' embeddings along a line; a first
         frame is all the clips' own.
         """
+        z_ND, y_N = self.path(
+            count, seeds, labels, text=text, image=image, vector=vector, truncation=truncation
+        )
+        return sampling.generate(self.module, z_ND, y_N, self.device, times)
+
+    @torch.inference_mode()
+    def path(
+        self,
+        count: int,
+        seeds: tuple[int, int],
+        labels: tuple[int | None, int | None] | None = None,
+        *,
+        text: tuple[str | None, str | None] | None = None,
+        image: npt.NDArray[np.uint8] | None = None,
+        vector: tuple[Sequence[float], Sequence[float]] | None = None,
+        truncation: float = 1.0,
+    ) -> tuple[Tensor, Condition]:
+        """The latents [N, D] and conditions that `interpolate` draws; the same arguments."""
         y_2 = self._condition(2, labels, text, [image] * 2, vector)
-        ends_2D = sampling.latents(seeds, self.model.latent_dim, truncation)
+        ends_2D = sampling.latents(seeds, exported.latent_dims(self.document), truncation)
         share_N = torch.linspace(0, 1, count)
         z_ND = sampling.spherical(ends_2D[0], ends_2D[1], share_N)
         embedding: Any = self.module.embedding
         first_E, last_E = embedding(y_2.to(self.device)).cpu()
         e_NE = torch.lerp(first_E, last_E, share_N[:, None])
-        y_N = y_2.rows(torch.zeros(count, dtype=torch.int64))._replace(embedded_BE=e_NE)
-        return sampling.generate(self.module, z_ND, y_N, self.device, times)
+        return z_ND, y_2.rows(torch.zeros(count, dtype=torch.int64))._replace(embedded_BE=e_NE)
 
     def _condition(
         self,
@@ -181,13 +206,12 @@ class Generator:
         image: Sequence[npt.NDArray[np.uint8] | None] | None,
         vector: Sequence[Sequence[float] | None] | None,
     ) -> Condition:
-        size, nothing = self.data.size, [None] * count
+        shape, nothing = (self.data.height, self.data.width, 3), [None] * count
         frames = nothing if image is None else image
         for frame_HWC in frames:
-            if frame_HWC is not None and frame_HWC.shape != (size, size, 3):
+            if frame_HWC is not None and frame_HWC.shape != shape:
                 raise ConfigError(
-                    f"a first frame of shape {frame_HWC.shape}; this model takes "
-                    f"({size}, {size}, 3)",
+                    f"a first frame of shape {frame_HWC.shape}; this model takes {shape}",
                     "image",
                 )
         return self.conditioner(
@@ -206,8 +230,8 @@ def export_run(run: Run, destination: str) -> None:
     """
     destination = store.absolute(destination)
     _refuse_taken(destination)
-    weights = save_safetensors(run.load_ema())
-    document = _document(run, _sha256(weights))
+    weights = save_safetensors(exported.whole(run.config, run.load_ema()))
+    document = _document(run, exported.sha256(weights))
     files = {
         WEIGHTS: weights,
         CARD: card(run, document).encode(),
@@ -226,62 +250,50 @@ def load_generator(uri: str, device: str = "cpu") -> Generator:
     Raises ExportError where there is no export, or a damaged one, or one of a newer raygen.
     """
     uri = store.absolute(uri)
-    if not store.exists(store.join(uri, CONFIG)):
-        raise ExportError(f"no export at {uri}; make one with `raygen export RUN -o {uri}`", uri)
+    document, weights = exported.read(uri)
     try:
-        document = json.loads(store.read_bytes(store.join(uri, CONFIG)))
-        if document["format"] > FORMAT:
-            raise ExportError(
-                f"{uri} was exported by raygen {document['raygen']}, in a format newer than "
-                f"{__version__} reads; upgrade raygen",
-                uri,
-            )
-        weights = store.read_bytes(store.join(uri, WEIGHTS))
-        if _sha256(weights) != document["sha256"]:
-            raise ExportError(f"{uri}: {WEIGHTS} is damaged; export the run again", uri)
-        return _assemble(document, load_safetensors(weights), device)
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ExportError(f"{uri} is no complete export ({reason}); export again", uri) from None
+        return _assemble(document, weights, device)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise exported.incomplete(uri, error) from None
 
 
 def generator_of(run: Run, device: str = "cpu") -> Generator:
     """The run's newest averaged generator, as an export of it would load."""
-    weights = run.load_ema()
-    return _assemble(_document(run, _sha256(save_safetensors(weights))), weights, device)
+    weights = exported.whole(run.config, run.load_ema())
+    document = _document(run, exported.sha256(save_safetensors(weights)))
+    return _assemble(document, weights, device)
 
 
 def _assemble(document: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> Generator:
-    model: ModelConfig = TypeAdapter(ModelConfig).validate_python(document["model"])
-    data = DataConfig.model_validate(document["data"])
-    conditions = ConditionsConfig.model_validate(document.get("conditions", {}))
-    module = build_generator(model, data, len(document["classes"]), conditions)
+    module = exported.network(document)
     # Batch norm counts its batches in an integer, which has no average and no effect here.
     counters = {k: t for k, t in module.state_dict().items() if not t.is_floating_point()}
     module.load_state_dict(counters | weights)
-    conditioner = Conditioner(conditions, data.size)
+    data = DataConfig.model_validate(document["data"])
+    conditions = ConditionsConfig.model_validate(document.get("conditions", {}))
     return Generator(
-        document, model, data, conditioner, module.to(device).eval(), torch.device(device)
+        document,
+        exported.model_of(document),
+        data,
+        Conditioner(conditions, data.size),
+        module.to(device).eval(),
+        torch.device(device),
     )
-
-
-def _sha256(weights: bytes) -> str:
-    return hashlib.sha256(weights).hexdigest()
 
 
 def _document(run: Run, sha256: str) -> dict[str, Any]:
     config, status = run.config, run.status
+    networks = exported.described(config, run.classes)
+    plain = "base" not in networks and config.data.height == config.data.width
     return {
-        "format": FORMAT,
+        "format": exported.PLAIN if plain else exported.FORMAT,
         "raygen": __version__,
         "name": config.name,
         "sha256": sha256,
         "classes": run.classes,
         "fps": config.data.fps,
         "seed": config.seed,
-        "model": config.model.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json"),
-        "conditions": config.conditions.model_dump(mode="json"),
+        **networks,
         "trained_on": run.data,
         "status": {key: status[key] for key in STATUS} | {"dollars": run.dollars},
         "evaluation": run.read_json(EVALUATION),

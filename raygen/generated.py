@@ -3,7 +3,7 @@
 FOLDER/wave/0001.mp4          a subfolder a class, a video a clip, taken from its beginning
 FOLDER/wave/batch.npy         or arrays: uint8 [T,H,W,3] or [N,T,H,W,3], nothing lost
 
-Shapes: N clips, T frames, H = W, C = 3, uint8 0 to 255.
+Shapes: N clips, T frames, H, W, C = 3, uint8 0 to 255.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from raygen.data.plan import Span
 from raygen.data.scan import scan
 from raygen.data.store import Object
 from raygen.errors import DataError
+from raygen.sides import written
 
 Clips = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -48,7 +49,8 @@ def read_folder(uri: str, overrides: Sequence[str] = ()) -> tuple[Clips, list[st
         raise DataError(f"{uri} holds videos and .npy: give one kind, the other decodes alike", uri)
     if arrays:
         clips, names = _arrays(arrays, uri)
-        shape = [f"data.frames={clips.shape[1]}", f"data.size={clips.shape[2]}"]
+        height, width = clips.shape[2:4]
+        shape = [f"data.frames={clips.shape[1]}", f"data.size={written(height, width)}"]
         return clips, names, Config.parse({}, [*overrides, *shape])
     config = Config.parse({}, overrides)
     catalogue = usable(uri, config)
@@ -114,7 +116,7 @@ def _arrays(items: Sequence[Object], root: str) -> tuple[Clips, list[str]]:
         except ValueError:
             raise DataError(f"{item.uri} is no array of numpy", item.uri) from None
         array = array[None] if array.ndim == 4 else array
-        whole = array.ndim == 5 and array.shape[2] == array.shape[3] and array.shape[4] == 3
+        whole = array.ndim == 5 and array.shape[4] == 3
         if (
             array.dtype != np.uint8
             or not whole
@@ -122,7 +124,7 @@ def _arrays(items: Sequence[Object], root: str) -> tuple[Clips, list[str]]:
         ):
             raise DataError(
                 f"{item.uri} is {array.dtype} {list(array.shape)}: clips are uint8 [T,H,W,3] or "
-                "[N,T,H,W,3], square and all of one shape",
+                "[N,T,H,W,3], all of one shape",
                 item.uri,
             )
         clips.append(array)

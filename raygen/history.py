@@ -57,3 +57,11 @@ class History:
     def count(self, *kinds: Kind) -> int:
         """How many events there are of these kinds."""
         return sum(event.event in kinds for event in self.events)
+
+    def figures(self) -> dict[str, float]:
+        """What of it is exported: see raygen.gauges."""
+        return {
+            "raygen_preempted": self.count("preempted"),
+            "raygen_lost": self.count(*UNANNOUNCED),
+            "raygen_grew": self.count("grew"),
+        }

@@ -44,6 +44,14 @@ def generator_loss(kind: LossKind, real_logit_B: Tensor, fake_logit_B: Tensor) -
     return F.softplus(-fake_logit_B).mean()
 
 
+def pixel_loss(fake_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
+    """The mean absolute difference of each clip from the one that it is to be, a scalar.
+
+    Beside the critic as in SRGAN (arXiv 1609.04802, section 2.2), with L1 for L2, which blurs.
+    """
+    return (fake_BCTHW - real_BCTHW).abs().mean()
+
+
 def margin(kind: LossKind, real_logit_B: Tensor, fake_logit_B: Tensor) -> Tensor:
     """How sure the critic is of each real clip, [B]: positive where it is right.
 

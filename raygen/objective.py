@@ -96,6 +96,9 @@ class Objective:
         loss, averages = self._loss, self._averages
         value = losses.generator_loss(loss.kind, real.logit_B, fake.logit_B)
         terms = [Term("generator", 1.0, value)]
+        if loss.pixels:
+            gap = losses.pixel_loss(fake.x_BCTHW.float(), real.x_BCTHW.float())
+            terms.append(Term("pixels", loss.pixels, gap))
         for name, weight, measure in (
             # Of the clips themselves, not as they are shown: augmentation moves nothing.
             ("roughness", loss.roughness, lambda seen: temporal.roughness(seen.x_BCTHW.float())),

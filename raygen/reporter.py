@@ -11,12 +11,11 @@ import ray
 import torch
 from torch import Tensor
 
-from raygen import sampling, tracking
+from raygen import exported, sampling, tracking
 from raygen.board import Answer, Ended, Status, Wish
 from raygen.conditioning import RowConditions
 from raygen.config import Config
 from raygen.cost.bill import Bill
-from raygen.models import build_generator
 from raygen.runs import Progress
 
 POST_EVERY_S = 0.5
@@ -133,11 +132,12 @@ class Reporter:
     def samples(self, average: dict[str, Tensor], step: int) -> None:
         """Logs clips of the averaged generator: the same latents and conditions every time."""
         config, data = self.config, self.config.data
-        generator = build_generator(config.model, data, len(self.classes), config.conditions).eval()
+        networks = exported.described(config, self.classes)
+        generator = exported.network(networks).eval()
         # Not strict: batch norm's counter is an integer, which has no average and no effect.
-        generator.load_state_dict(average, strict=False)
+        generator.load_state_dict(exported.whole(config, average), strict=False)
         labels = [k for k in range(len(self.classes)) for _ in range(SAMPLES_PER_CLASS)]
-        z_ND = sampling.latents(range(len(labels)), config.model.latent_dim)
+        z_ND = sampling.latents(range(len(labels)), exported.latent_dims(networks))
         y_N = self._conditions(self._conditions.rows_of(labels, config.seed))
         clips = sampling.generate(generator, z_ND, y_N, torch.device("cpu"))
         self._tracker.samples(clips, [self.classes[k] for k in labels], data.fps, step)

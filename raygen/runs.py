@@ -11,6 +11,7 @@ STORAGE/NAME/
                         evaluation.json where it was judged beside the training
   evaluation.json       what the judge said
   tensorboard/
+  base/                 of a stage of super-resolution: the export whose clips it enlarges
 """
 
 from __future__ import annotations

@@ -11,20 +11,29 @@ from torch import Tensor, nn
 
 from raygen.conditions import Condition
 
+_SPREAD = 0x9E3779B97F4A7C15  # tells the seeds of one network from those of the next
+
 
 def latent(seed: int, dim: int) -> Tensor:
     """The latent [dim] of a seed (0 to 2**63 - 1), the same on every machine."""
     return torch.randn(dim, generator=torch.Generator().manual_seed(seed))
 
 
-def latents(seeds: Sequence[int], dim: int, truncation: float = 1.0) -> Tensor:
-    """The latents [N, dim] of seeds, scaled by `truncation`: below 1, less varied and more usual.
+def latents(seeds: Sequence[int], dims: int | Sequence[int], truncation: float = 1.0) -> Tensor:
+    """The latents [N, D] of seeds, scaled by `truncation`: below 1, less varied and more usual.
+
+    D is `dims`, or of a cascade the sum of its networks', the first of which gets the latents that
+    it gets alone.
 
     The scale of Glow's temperature (arXiv 1807.03039, section 5), for the ends that the
     resampling of Brock et al. serves (arXiv 1809.11096, section 3.1): it keeps every seed's
     direction, so that a clip changes gradually with it.
     """
-    return truncation * torch.stack([latent(seed, dim) for seed in seeds])
+    parts = [
+        torch.stack([latent(seed ^ (k * _SPREAD % 2**63), dim) for seed in seeds])
+        for k, dim in enumerate([dims] if isinstance(dims, int) else dims)
+    ]
+    return truncation * torch.cat(parts, 1)
 
 
 def spherical(first_D: Tensor, last_D: Tensor, share_N: Tensor) -> Tensor:
@@ -49,28 +58,32 @@ def generate(
     y_N: Condition,
     device: torch.device,
     times: Sequence[float] | None = None,
+    size: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """One clip a latent and its condition: uint8 [N,T,H,W,3], 0 to 255; `generator` in eval mode.
 
     A clip depends on its own latent and condition alone, to the bit, whatever else is asked for
     with it; on another kind of machine a pixel may be off by one. With `times`, in frames of the
     trained rate, for a `raygen.models.Timed` generator alone: those frames instead of the trained.
+    `size`: how many go through the network at once, fewer being filled up with repeats.
     """
     # Kernels round differently at different batch sizes, so there is only one size. A GPU fills
     # it up with repeats; on a CPU larger batches gain little or nothing.
-    batch = 1 if device.type == "cpu" else 8
+    batch = size or (1 if device.type == "cpu" else 8)
+    dtype = next(generator.parameters()).dtype
     asked = {} if times is None else {"times": times}
     clips = []
     for start in range(0, len(z_ND), batch):
         rows_B = torch.arange(start, start + batch) % len(z_ND)
-        x_BCTHW = generator(z_ND[rows_B].to(device), y_N.rows(rows_B).to(device), **asked)
+        z_BD = z_ND[rows_B].to(device, dtype)
+        x_BCTHW = generator(z_BD, y_N.rows(rows_B).to(device, dtype), **asked)
         clips.append(to_uint8(x_BCTHW)[: len(z_ND) - start])
     return np.concatenate(clips)
 
 
 def to_uint8(x_BCTHW: Tensor) -> npt.NDArray[np.uint8]:
     """Clips in [-1, 1] -> uint8 [B,T,H,W,C], 0 to 255."""
-    levels = ((x_BCTHW + 1) * 127.5).round().to(torch.uint8)
+    levels = ((x_BCTHW.float() + 1) * 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 4, 1).cpu().numpy())
 
 

@@ -24,6 +24,7 @@ from raygen.config import Config
 from raygen.cost.bill import Purse
 from raygen.data.catalog import Catalogue
 from raygen.errors import ClusterError, Interrupted, TrainingError
+from raygen.gauges import TRAINING, Gauges
 from raygen.group import Group
 from raygen.history import UNANNOUNCED, History
 from raygen.interrupts import counted_interrupts
@@ -85,6 +86,7 @@ class Supervisor:
         self.purse, self.bill = purse, purse.bill()
         self.on_status, self.on_note = on_status, on_note
         self.history = History(run.uri)
+        self.gauges = Gauges(TRAINING, "run", config.name)
         self.board = start_board()
         self.judging = Judging(run, config.evaluate, self._judged, on_note, judge)
         self.tidier = Tidier(run, config.train.keep_checkpoints)
@@ -294,6 +296,7 @@ class Supervisor:
         self.bill = self.purse.bill()
         look: Look = ray.get(self.board.look.remote(self.bill))
         if look.status is not None:
+            self.gauges.show(**look.status.figures(), **self.history.figures())
             self.on_status(look.status)
             self.judging.look(look.status.saved_at)
             self.tidier.look(look.status.saved_at, look.status.onset, self.judging.step)

@@ -14,9 +14,9 @@ from typing import Any
 
 import ray
 
-from raygen import conditioning, tracking
+from raygen import conditioning, exported, tracking
 from raygen.board import Status
-from raygen.config import Config, TrainConfig
+from raygen.config import Config, SuperresConfig, TrainConfig
 from raygen.cost import cap as capped
 from raygen.cost.accountant import Accountant
 from raygen.cost.bill import Accounts, Purse
@@ -26,7 +26,7 @@ from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
 from raygen.errors import CheckpointError, ClusterError, ConfigError, DataError
-from raygen.ray_session import join
+from raygen.ray_session import join, keep_helpers_here
 from raygen.runs import CATALOGUE, Run, run_uri
 from raygen.supervisor import Supervisor
 
@@ -68,6 +68,7 @@ def fit(
         on_note(note)
     conditioning.check(config.conditions, catalogue)
     store.check_writable(config.storage)
+    exported.keep_base(config, catalogue.classes)
     connect(config, on_note)
     with _purse(config, accounts) as purse:
         # The manifest last: a run that has one has all.
@@ -134,6 +135,8 @@ def connect(config: Config, on_note: Callable[[str], None] = lambda note: None) 
     """
     train = config.train
     join()
+    if "RAY_ADDRESS" in os.environ:
+        keep_helpers_here()
     have = ray.cluster_resources()
     for kind, each in (("CPU", train.cpus_per_worker), ("GPU", train.gpus_per_worker)):
         least = train.least_workers
@@ -158,6 +161,8 @@ def _located(config: Config) -> Config:
         "data.uri": config.data.uri,
         "data.cache.uri": config.data.cache.uri,
     }
+    if isinstance(config.model, SuperresConfig):
+        uris["model.base"] = config.model.base
     absolute = {key: store.absolute(uri) for key, uri in uris.items() if uri}
     models = {
         "conditions.encoder": config.conditions.encoder,

@@ -1,10 +1,10 @@
-"""Clips to files that people can look at: mp4, webp, gif, a png contact sheet, and npy.
+"""Clips to files that people can look at: mp4, webm, webp, gif, a png contact sheet, and npy.
 
     video.save("out.mp4", clips_NTHWC, fps=16, labels=["wave", "jump"], scale=4)
 
-Shapes: N clips, T frames, H height, W width, C = 3 (RGB, uint8, 0 to 255). mp4, webp and gif show
-several clips as one grid and lose detail; only npy holds the clips themselves, so compute nothing
-from the others.
+Shapes: N clips, T frames, H height, W width, C = 3 (RGB, uint8, 0 to 255). mp4, webm, webp and gif
+show several clips as one grid and lose detail; only npy holds the clips themselves, so compute
+nothing from the others.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ from typing import cast
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    VideoReformatter,
+)
+from av.video.stream import VideoStream
+from PIL import Image, ImageDraw, ImageFont
 
 from raygen.errors import ConfigError
 
@@ -30,11 +37,16 @@ Clips = npt.NDArray[np.uint8]
 
 MEDIA_TYPES: dict[str, str] = {
     "mp4": "video/mp4",
+    "webm": "video/webm",
+    "av1": "video/webm; codecs=av01",
     "webp": "image/webp",
     "gif": "image/gif",
     "png": "image/png",
     "npy": "application/x-npy",
 }
+
+SUFFIXES = tuple(format for format in MEDIA_TYPES if format != "av1")
+"""What a file's name may end in; .webm is VP9."""
 
 GAP = 2  # pixels between the tiles of a grid or a sheet
 BACKGROUND = 24  # grey level behind them
@@ -46,7 +58,7 @@ def encode(
 ) -> bytes:
     """The clips in one file of `format`, a key of MEDIA_TYPES.
 
-    `labels` (one a clip) are written on the png only; `scale` enlarges mp4, webp and gif by
+    `labels` (one a clip) are written on the png only; `scale` enlarges all but png and npy by
     repeating pixels. Raises ConfigError for another format.
     """
     if format == "npy":
@@ -55,7 +67,13 @@ def encode(
         return file.getvalue()
     if format == "png":
         return contact_sheet(clips_NTHWC, labels or [""] * len(clips_NTHWC))
-    encoders = {"mp4": encode_mp4, "webp": encode_webp, "gif": encode_gif}
+    encoders = {
+        "mp4": encode_mp4,
+        "webm": encode_webm,
+        "av1": encode_av1,
+        "webp": encode_webp,
+        "gif": encode_gif,
+    }
     if format not in encoders:
         raise ConfigError(f"unknown format {format!r}; there are {', '.join(MEDIA_TYPES)}")
     return encoders[format](enlarge(grid(clips_NTHWC), scale), fps)
@@ -64,8 +82,8 @@ def encode(
 def format_of(path: str | Path) -> str:
     """The key of MEDIA_TYPES that the suffix names. Raises ConfigError for an unknown one."""
     format = Path(path).suffix.removeprefix(".").lower()
-    if format not in MEDIA_TYPES:
-        known = ", ".join(f".{name}" for name in MEDIA_TYPES)
+    if format not in SUFFIXES:
+        known = ", ".join(f".{name}" for name in SUFFIXES)
         raise ConfigError(f"cannot tell the format of {path}; end its name in one of {known}")
     return format
 
@@ -100,39 +118,133 @@ def encode_mp4(clip_THWC: Clips, fps: float, crf: int = 18) -> bytes:
 
     `crf` is x264's quality, 0 (lossless) to 51. Odd sizes grow by one repeated row or column.
     """
-    _, H, W, _ = clip_THWC.shape
-    # 4:2:0 stores one chroma sample for each 2x2 pixels.
-    even_THWC = np.pad(clip_THWC, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
     # movflags=faststart reads the file a second time, which an in-memory file object cannot give.
     with tempfile.TemporaryDirectory(prefix="raygen-") as folder:
         path = Path(folder) / "clip.mp4"
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=_rate(fps))
-            stream.width, stream.height = even_THWC.shape[2], even_THWC.shape[1]
-            stream.pix_fmt = "yuv420p"
-            # With mbtree, x264 encodes the same frames differently about once in a hundred times.
-            stream.options = {
-                "crf": str(crf),
-                "preset": "veryfast",
-                "x264-params": "mbtree=0",
-            }
-            context = stream.codec_context
-            context.thread_count = 1  # the bytes depend on it, and the default is per core
-            # Untagged, players guess the matrix from the frame size, and colours shift.
-            context.color_range = ColorRange.MPEG
-            context.colorspace = Colorspace.ITU709
-            context.color_primaries = ColorPrimaries.BT709
-            context.color_trc = ColorTrc.BT709
-            for frame_HWC in even_THWC:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-                frame = frame.reformat(
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU709,
-                    dst_color_range=ColorRange.MPEG,
-                )
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+            frames = _Frames(container, "libx264", fps, _X264 | {"crf": str(crf)})
+            frames.add(clip_THWC)
+            frames.end()
         return path.read_bytes()
+
+
+class Fragments:
+    """A long clip as H.264 in fragmented mp4, which plays while it still arrives.
+
+    The parts that `add` and `close` give, one after the other, are the file; the same frames in
+    the same portions give the same bytes.
+    """
+
+    def __init__(self, fps: float, crf: int = 18) -> None:
+        self._file = io.BytesIO()
+        # Without an index to come back to: its place is the first thing in the file.
+        flags = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
+        self._container = av.open(self._file, "w", format="mp4", options=flags)
+        options = _X264 | {"crf": str(crf), "g": str(_FRAGMENT)}
+        self._frames = _Frames(self._container, "libx264", fps, options)
+
+    def add(self, clip_THWC: Clips) -> bytes:
+        """Further frames, all of one size; what has come out of the encoder since."""
+        self._frames.add(clip_THWC)
+        return self._taken()
+
+    def close(self) -> bytes:
+        """The rest of the file."""
+        self._frames.end()
+        self._container.close()
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        data = self._file.getvalue()
+        self._file.seek(0)
+        self._file.truncate()
+        return data
+
+
+def encode_webm(clip_THWC: Clips, fps: float, crf: int = 24) -> bytes:
+    """VP9 in WebM, 4:2:0, for players without H.264; `crf` 0 to 63. Sizes as in `encode_mp4`."""
+    options = {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
+    return _webm(clip_THWC, fps, "libvpx-vp9", options)
+
+
+def encode_av1(clip_THWC: Clips, fps: float, crf: int = 30) -> bytes:
+    """AV1 in WebM, 4:2:0: the smallest files, the slowest to make; `crf` 0 to 63.
+
+    Sizes as in `encode_mp4`, and at least 64 pixels, which SVT-AV1 asks for: repeated at the edge.
+    """
+    os.environ.setdefault("SVT_LOG", "1")  # errors alone, and not every setting of each file
+    return _webm(
+        clip_THWC,
+        fps,
+        "libsvtav1",
+        {"crf": str(crf), "preset": "10", "svtav1-params": "lp=1"},
+        least=64,
+    )
+
+
+def _webm(
+    clip_THWC: Clips, fps: float, codec: str, options: dict[str, str], least: int = 2
+) -> bytes:
+    file = io.BytesIO()
+    # WebM has a random number for each file unless told otherwise.
+    with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
+        frames = _Frames(container, codec, fps, options, least)
+        frames.add(clip_THWC)
+        frames.end()
+    return file.getvalue()
+
+
+_FRAGMENT = 16  # frames at most from one key frame, and so from one fragment, to the next
+
+# With mbtree, x264 encodes the same frames differently about once in a hundred times.
+_X264 = {"preset": "veryfast", "x264-params": "mbtree=0"}
+
+
+class _Frames:
+    """The one video stream of a container: RGB frames in, encoded 4:2:0 packets out."""
+
+    def __init__(
+        self,
+        container: av.container.OutputContainer,
+        codec: str,
+        fps: float,
+        options: dict[str, str],
+        least: int = 2,
+    ) -> None:
+        self._container = container
+        self._stream = cast(VideoStream, container.add_stream(codec, rate=_rate(fps)))
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = dict(options)
+        self._least = least
+        context = self._stream.codec_context
+        context.thread_count = 1  # the bytes depend on it, and the default is per core
+        # Untagged, players guess the matrix from the frame size, and colours shift.
+        context.color_range = ColorRange.MPEG
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        # One for all frames: to set up libswscale takes longer than to convert a small frame.
+        self._reformatter = VideoReformatter()
+
+    def add(self, clip_THWC: Clips) -> None:
+        _, H, W, _ = clip_THWC.shape
+        # 4:2:0 stores one chroma sample for each 2x2 pixels.
+        height, width = (max(side + side % 2, self._least) for side in (H, W))
+        padding = ((0, 0), (0, height - H), (0, width - W), (0, 0))
+        even_THWC = np.ascontiguousarray(np.pad(clip_THWC, padding, mode="edge"))
+        if not self._stream.codec_context.is_open:
+            self._stream.width, self._stream.height = width, height
+        for frame_HWC in even_THWC:
+            frame = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(frame_HWC, format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            self._container.mux(self._stream.encode(frame))
+
+    def end(self) -> None:
+        self._container.mux(self._stream.encode())
 
 
 def encode_webp(clip_THWC: Clips, fps: float, quality: int = 90) -> bytes:
@@ -179,17 +291,6 @@ def contact_sheet(clips_NTHWC: Clips, labels: Sequence[str], columns: int = 8) -
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
-
-
-def read_image(path: str, size: int) -> npt.NDArray[np.uint8]:
-    """The square in the middle of a picture, uint8 [size, size, 3]. Raises ConfigError."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no picture that can be read"
-        raise ConfigError(f"cannot read {path}: {reason}", "image") from None
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BOX))
 
 
 def grid(clips_NTHWC: Clips) -> Clips:

@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import deepspeed
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from torch import Tensor, distributed
 
+from raygen import ranks
 from raygen.board import Ended
 from raygen.checkpoint import Resumption
 from raygen.conditioning import RowConditions
@@ -81,7 +81,7 @@ class _Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         me, node = ray.get_runtime_context().current_actor, ray.get_runtime_context().get_node_id()
         device = ray.train.torch.get_device()
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+        ranks.join(device)
         # Decisions travel beside the gradients, on the CPU: no step waits for the GPU for them.
         self.control = distributed.new_group(backend="gloo")
         ray.get(job.board.join.remote(self.rank, me, node))

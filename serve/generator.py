@@ -1,5 +1,9 @@
 """The batching replica: waiting requests are drawn together whenever the model is free.
 
+    source = ClipSource(load_generator(export))
+    drawn = await source.draw(Ask(seed=7, label=0))         # .clip_THWC, uint8, and its batch
+    data = await source.encode(drawn.clip_THWC[None], "mp4", fps=16)
+
 One deployment holds everything: a second one for encoding would cost more in passing clips between
 processes than the encoding itself.
 """
@@ -7,29 +11,50 @@ processes than the encoding itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
-from raygen import video
-from raygen.export import Generator
+import numpy as np
 
-MAX_BATCH = 8
+from raygen import video, watermark
+from raygen.errors import RaygenError
+from raygen.export import Generator
+from raygen.manifest import Signer
+from serve import metrics
+from serve.drawing import MAX_BATCH, Point, choose
+
 ENCODERS = 2  # threads; the encoders release the interpreter lock
+QUEUE_S = 20.0  # work that may wait; what comes then is refused
+PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Overloaded(RaygenError):
+    """More is waiting than can be drawn soon; `retry_after_s` is when it is worth asking again."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"too many clips are waiting; ask again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class Batcher(Generic[Item, Result]):
     """Calls `run` in a thread of its own, with as many items as came while it was busy.
 
     Nothing waits for a batch to fill: a lone item goes at once, and the busier the model, the
-    larger the batches. An error of `run` goes to every item of its batch.
+    larger the batches. `run` gives positions and results as it makes them, and each is passed on
+    at once. An error of `run` goes to every item of its batch that has none yet.
     """
 
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int) -> None:
+    def __init__(
+        self, run: Callable[[Sequence[Item]], Iterator[tuple[int, Result]]], max_batch: int
+    ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
@@ -44,6 +69,17 @@ class Batcher(Generic[Item, Result]):
         self._queue.put_nowait((item, future))
         return await future
 
+    @property
+    def waiting(self) -> int:
+        """Items that no batch has taken yet."""
+        return self._queue.qsize()
+
+    def close(self) -> None:
+        """Lets the thread go, after its batch; nothing may be waiting."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False)
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -53,17 +89,45 @@ class Batcher(Generic[Item, Result]):
             waiting = [(item, future) for item, future in waiting if not future.done()]
             if not waiting:
                 continue
-            items = [item for item, _ in waiting]
             try:
-                results = await loop.run_in_executor(self._thread, self._run, items)
+                await loop.run_in_executor(self._thread, self._deliver, loop, waiting)
             except Exception as error:
                 for _, future in waiting:
                     if not future.done():
                         future.set_exception(error)
-                continue
-            for (_, future), result in zip(waiting, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+
+    def _deliver(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        waiting: Sequence[tuple[Item, asyncio.Future[Result]]],
+    ) -> None:
+        for position, result in self._run([item for item, _ in waiting]):
+            loop.call_soon_threadsafe(_settle, waiting[position][1], result)
+
+
+def _pieces(point: Point) -> list[Point]:
+    """Of PIECE frames each, the last of what is left; the trained clip is one."""
+    times = point.times
+    if times is None:
+        return [point]
+    return [point._replace(times=times[at : at + PIECE]) for at in range(0, len(times), PIECE)]
+
+
+def _settle(future: asyncio.Future[Result], result: Result) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One clip that is asked for; what is None is left to the model."""
+
+    seed: int
+    label: int | None = None
+    text: str | None = None
+    image_HWC: video.Clips | None = None  # the first frame, of the clips' size
+    truncation: float = 1.0
+    times: tuple[float, ...] | None = None  # as `Generator.times` gives them
 
 
 @dataclass(frozen=True)
@@ -74,32 +138,154 @@ class Drawn:
     batch: int
 
 
-class ClipSource:
-    """A generator behind a batcher, and the threads that encode what it draws."""
+@dataclass(frozen=True)
+class _Waiting:
+    point: Point
+    since: float
 
-    def __init__(self, generator: Generator) -> None:
+
+class ClipSource:
+    """A generator behind a batcher, and the threads that encode what it draws.
+
+    Making one takes seconds where `drawing` is "auto": see `serve.drawing`.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        drawing: str = "auto",
+        queue_s: float = QUEUE_S,
+        watermark: bool = False,
+        signer: Signer | None = None,
+    ) -> None:
         self.generator = generator
+        self.watermark = watermark
+        self.signer = signer
+        self._drawer = choose(generator, drawing)
+        self.drawing = self._drawer.drawing
+        self.clips_per_s = self._drawer.clips_per_s
+        self._queue_s = queue_s
+        self._clip_s = 1 / self.clips_per_s if self.clips_per_s else 0.0
         self._draw = Batcher(self._generate, MAX_BATCH)
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
-    async def clip(
-        self, seed: int, label: int | None, text: str | None, format: str, scale: int
-    ) -> tuple[bytes, int]:
-        """One encoded clip, and the size of the batch that it was drawn in."""
-        drawn = await self._draw((seed, label, text))
-        said = ([] if label is None else [self.generator.classes[label]]) + ([text] if text else [])
-        data = await asyncio.get_running_loop().run_in_executor(
-            self._encoders,
-            video.encode,
-            drawn.clip_THWC[None],
-            format,
-            self.generator.fps,
-            [", ".join(said)],
-            scale,
-        )
-        return data, drawn.batch
+    def admit(self, clips: int) -> None:
+        """Raises Overloaded where so many more would wait longer than the queue may last."""
+        wait_s = (self._draw.waiting + clips - 1) * self._clip_s
+        # What is asked for alone is drawn, however long it takes.
+        if wait_s > self._queue_s and self._draw.waiting:
+            metrics.refused(self.generator.name)
+            raise Overloaded(max(1, math.ceil(wait_s - self._queue_s / 2)))
 
-    def _generate(self, requests: Sequence[tuple[int, int | None, str | None]]) -> list[Drawn]:
-        seeds, labels, texts = zip(*requests, strict=True)
-        clips = self.generator.generate(seeds, labels, text=texts)
-        return [Drawn(clip, len(requests)) for clip in clips]
+    async def draw(self, ask: Ask) -> Drawn:
+        """The clip. Raises ConfigError for what the model does not take."""
+        return await self.draw_point(await self.point(ask))
+
+    async def point(self, ask: Ask) -> Point:
+        """What draws a clip. Raises ConfigError for what the model does not take."""
+        z_1D, y_1 = await self._prepare(
+            ask.text,
+            partial(
+                self.generator.points,
+                [ask.seed],
+                [ask.label],
+                text=[ask.text],
+                image=[ask.image_HWC],
+                truncation=ask.truncation,
+            ),
+        )
+        return Point(z_1D, y_1, ask.times)
+
+    async def path(self, count: int, first: Ask, last: Ask) -> list[Point]:
+        """What draws `count` clips from one to the other; of one image, truncation and times."""
+        z_ND, y_N = await self._prepare(
+            first.text,
+            partial(
+                self.generator.path,
+                count,
+                (first.seed, last.seed),
+                (first.label, last.label),
+                text=(first.text, last.text),
+                image=first.image_HWC,
+                truncation=first.truncation,
+            ),
+        )
+        rows = (slice(row, row + 1) for row in range(count))
+        return [Point(z_ND[row], y_N.rows(row), first.times) for row in rows]
+
+    async def _prepare(self, text: str | None, make: Callable[[], Result]) -> Result:
+        # A frozen sentence encoder takes its time; all else is quicker than another thread.
+        if text and self.generator.conditions.encoder != "tokens":
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, make)
+        return make()
+
+    async def draw_point(self, point: Point) -> Drawn:
+        """The clip of a point; a long one in pieces, between which others have their turn."""
+        drawn = [await self._draw(_Waiting(p, time.monotonic())) for p in _pieces(point)]
+        if len(drawn) == 1:
+            return drawn[0]
+        return Drawn(np.concatenate([piece.clip_THWC for piece in drawn]), drawn[0].batch)
+
+    async def encode(
+        self,
+        clips: Sequence[video.Clips],
+        format: str,
+        fps: float,
+        labels: Sequence[str] = (),
+        scale: int = 1,
+    ) -> bytes:
+        """The clips [T,H,W,3] in one file, made in a thread; see `video.encode`."""
+        start = time.monotonic()
+
+        def encode() -> bytes:
+            clips_NTHWC = np.stack(clips)
+            if self.watermark and format not in ("npy", "png"):
+                # One mark for the whole of a grid, where a detector looks for it.
+                clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
+            data = video.encode(clips_NTHWC, format, fps, labels, scale)
+            if self.signer is None or format != "mp4":
+                return data
+            return self.signer.sign(data, self.generator.name, self.generator.digest)
+
+        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
+        metrics.encoded(self.generator.name, format, time.monotonic() - start)
+        return data
+
+    async def stream(self, point: Point, fps: float, scale: int) -> AsyncIterator[bytes]:
+        """A long clip as fragmented mp4, PIECE frames at a time as they are drawn.
+
+        The next piece is drawn while one is encoded and sent, and none before it is wanted.
+        """
+        loop = asyncio.get_running_loop()
+        first, *others = _pieces(point)
+        writer = video.Fragments(fps)
+        ahead = asyncio.ensure_future(self.draw_point(first))
+        try:
+            for piece in [*others, None]:
+                drawn = await ahead
+                if piece is not None:
+                    ahead = asyncio.ensure_future(self.draw_point(piece))
+                frames_THWC = video.enlarge(self._marked(drawn.clip_THWC), scale)
+                yield await loop.run_in_executor(self._encoders, writer.add, frames_THWC)
+            yield await loop.run_in_executor(self._encoders, writer.close)
+        finally:
+            ahead.cancel()
+
+    def _marked(self, clip_THWC: video.Clips) -> video.Clips:
+        return watermark.mark(clip_THWC, self.generator.digest) if self.watermark else clip_THWC
+
+    def close(self) -> None:
+        """Lets the threads go; nothing may be asked for afterwards."""
+        self._draw.close()
+        self._encoders.shutdown(wait=False)
+
+    def _generate(self, requests: Sequence[_Waiting]) -> Iterator[tuple[int, Drawn]]:
+        start = time.monotonic()
+        name, batch = self.generator.name, len(requests)
+        for rows, clips_NTHWC in self._drawer([request.point for request in requests]):
+            for row, clip_THWC in zip(rows, clips_NTHWC, strict=True):
+                yield row, Drawn(clip_THWC, batch)
+        seconds = time.monotonic() - start
+        # Over about ten batches.
+        self._clip_s += 0.1 * (seconds / batch - self._clip_s)
+        metrics.drew(name, batch, seconds, [start - request.since for request in requests])

@@ -16,6 +16,8 @@ from raygen.demo import BUCKET, loopback_s3
 # For tests that start Ray in this process; commands get `user_environment`, and a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+# A busy machine may take longer than Serve's five seconds to start a proxy.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 
 # A busy machine is slow, not wrong.
 settings.register_profile("raygen", deadline=None)
@@ -27,8 +29,23 @@ ONE_AT_A_TIME = {"test_end_to_end.py", "test_serve_app.py"}
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# Files that take a minute or more, the longest first: begun last, one would leave a core idle.
+LONG = (
+    "test_end_to_end.py",
+    "test_serve_app.py",
+    "test_train_run.py",
+    "test_elastic.py",
+    "test_engine_parity.py",
+    "test_cli_errors.py",
+    "test_metrics.py",
+    "test_data_materialize.py",
+    "test_checkpoint_faults.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay in one process, which shares its fixtures and its Ray."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         name = item.path.name
         item.add_marker(pytest.mark.xdist_group("serve" if name in ONE_AT_A_TIME else name))

@@ -43,8 +43,11 @@ BASE = {
     "model.kind": "strided",
     "train.batch_size": 8,
     "loss.gamma": 4.0,
+    "loss.gamma_decay": 0.1,
+    "loss.roughness": 0.0,
     "loss.penalty_every": 2,
     "augment.colour": 0.5,
+    "augment.cutout": 0.0,
     # Adam turns a gradient's relative error into a share of the learning rate, and where terms
     # cancel that error is large: the order in which ranks add up must stay below the tolerance.
     "optim.generator.lr": 5e-5,
@@ -91,7 +94,7 @@ def batches(config: Config, step: int, rows: slice) -> list[tuple[Tensor, Any]]:
     data, count = config.data, config.train.batch_size
     for number in range(config.loss.critic_steps):
         rng = torch.Generator().manual_seed(100 + step + 1000 * number)
-        shape = (count, 3, data.frames, data.size, data.size)
+        shape = (count, 3, data.frames, data.height, data.width)
         x_BCTHW = torch.rand(shape, generator=rng) * 2 - 1
         y_B = torch.randint(CLASSES, (count,), generator=rng)
         if config.conditions.kinds == ("class",):
@@ -284,13 +287,13 @@ def on_cpu(tree: Any) -> Any:
 
 
 def main() -> None:
-    import deepspeed
+    from raygen import ranks
 
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     cases: list[Case] = pickle.loads(Path(sys.argv[1]).read_bytes())
-    deepspeed.init_distributed("nccl" if DEVICE.type == "cuda" else "gloo")
+    ranks.join(DEVICE)
     train = {"pair": train_pair, "plain": train_plain, "wrong": train_wrong, "misuse": misuse}
     for number, case in enumerate(cases):
         result = train[case.kind](case)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from raygen import augment, temporal
 from raygen.conditions import Condition
-from raygen.config import Config
-from raygen.draws import CriticDraws, Draws, noise_like
+from raygen.config import Config, SuperresConfig
+from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.models import build_critic, build_generator
 
 Batch = tuple[Tensor, Tensor | Condition]
@@ -65,12 +65,13 @@ class PlainPair:
         for number, ((x, y), drawn) in enumerate(zip(batches, draws.critic, strict=True)):
             due = (step * config.loss.critic_steps + number) % config.loss.penalty_every == 0
             self.optim_d.zero_grad()
-            given = without(y, drawn.dropped_BK)
+            given = self._lowered(x, without(y, drawn.dropped_BK), drawn)
             self._critic_loss(x, given, drawn, gamma if due else 0, measured).backward()  # type: ignore[no-untyped-call]
             self._clip(critic)
             self.optim_d.step()
 
         z, y = draws.generator.z_BD.to(self.device), without(y, draws.generator.dropped_BK)
+        y = self._lowered(x, y, draws.generator)
         fake = generator(z, y)
         play, fake_features = self._looked_at(fake, y, draws)
         rival, real_features = self._looked_at(x, y, draws)
@@ -79,6 +80,8 @@ class PlainPair:
             loss = F.softplus(-play).mean()
         elif config.loss.kind == "hinge":
             loss = -play.mean()
+        if config.loss.pixels:
+            loss = loss + config.loss.pixels * F.l1_loss(fake, x)
         for weight, name, statistics in (
             (config.loss.roughness, "roughness", lambda: map(temporal.roughness, (fake, x))),
             (config.loss.patches, "patches", lambda: map(temporal.unexplained, (fake, x))),
@@ -117,6 +120,7 @@ class PlainPair:
         self, clips: Tensor, y: Tensor | Condition, draws: Draws
     ) -> tuple[Tensor, Tensor]:
         """Logits, and what the critic's head reads, averaged over positions, if that is asked."""
+        y = self._enlarged(y, draws.generator.play)
         if not self.config.loss.features:
             shown = augment.apply(clips, draws.generator.play, self.probability)
             return self.critic(shown, y), torch.zeros(len(clips), 1, device=self.device)
@@ -124,6 +128,26 @@ class PlainPair:
         head: torch.nn.Module = self.critic.head  # type: ignore[assignment]
         map_ = layers(augment.apply(clips, draws.generator.play, self.probability))
         return head(map_, y), map_.mean((2, 3, 4))
+
+    def _lowered(
+        self, x: Tensor, y: Tensor | Condition, drawn: CriticDraws | GeneratorDraws
+    ) -> Tensor | Condition:
+        """With the small clips that a stage of super-resolution enlarges."""
+        model = self.config.model
+        if not isinstance(model, SuperresConfig) or drawn.low is None:
+            return y
+        return drawn.low.of(x, Condition.of(y), model.factor)
+
+    def _enlarged(self, y: Tensor | Condition, draw: augment.Draw) -> Tensor | Condition:
+        """What the critic is shown of those small clips."""
+        y = Condition.of(y)
+        if y.low_BCTHW is None:
+            return y
+        data = self.config.data
+        low = y.low_BCTHW.transpose(1, 2).flatten(0, 1)
+        up = F.interpolate(low, (data.height, data.width), mode="bilinear")
+        up = up.view(len(y.low_BCTHW), -1, 3, data.height, data.width).transpose(1, 2)
+        return y._replace(low_BCTHW=augment.apply(up, draw, self.probability))
 
     def _remember(self, measured: dict[str, list[Tensor]]) -> None:
         self.steps += 1
@@ -148,8 +172,11 @@ class PlainPair:
         config, critic = self.config, self.critic
         with torch.no_grad():
             made = self.generator(drawn.z_BD.to(self.device), y)
-        fake = augment.apply(made, drawn.fake, self.probability)
+        fake = augment.apply(
+            made, drawn.fake if drawn.low is None else drawn.real, self.probability
+        )
         shown = augment.apply(x, drawn.real, self.probability)
+        y = self._enlarged(y, drawn.real)
         clips = [shown, fake]
         finite = gamma > 0 and not config.exact_penalty
         if finite:

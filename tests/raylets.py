@@ -33,6 +33,12 @@ class Nodes:
             self.add()
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="error")
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the head."""
+        address: str = self._cluster.address
+        return address
+
     def add(self) -> Any:
         """Another worker node."""
         return self._cluster.add_node(num_cpus=1)
@@ -87,7 +93,7 @@ class Training:
         self._thread = threading.Thread(target=self._fit, args=(config,), daemon=True)
         self._thread.start()
 
-    def wait_for(self, what: Callable[[Status], bool], seconds: float = 120) -> Status:
+    def wait_for(self, what: Callable[[Status], bool], seconds: float = 240) -> Status:
         """The first new status of which `what` holds."""
         known, deadline = len(self.seen), time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -23,6 +18,7 @@ from raygen.cost.ledger import Ledger
 from raygen.cost.node import Identity, ask_metadata, identify
 from raygen.cost.prices import price, prices, table_date
 from raygen.errors import ConfigError
+from tests.metadata import Aws, Page, served
 
 ON_DEMAND = price("g5.xlarge").on_demand
 
@@ -61,33 +57,6 @@ def test_motos_dummy_of_2006_is_refused(s3: str) -> None:
     assert str(table_date()) in quote.refused
 
 
-@contextmanager
-def answering(answer: Any) -> Iterator[str]:
-    """An HTTP server on loopback; `answer(handler)` gives the status and the body."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, body = answer(self)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_PUT = do_POST = do_GET
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("dollars", "hourly", "why"),
     [
@@ -111,7 +80,7 @@ def test_a_spot_price_is_believed_where_it_can_be_true(
         '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
         f"<spotPriceHistorySet>{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
     )
-    with answering(lambda handler: (200, body)) as url:
+    with served(Page(body)) as url:
         for name, value in {
             "ENDPOINT_URL": url,
             "ACCESS_KEY_ID": "a",
@@ -155,21 +124,6 @@ def test_aws_knows_when_a_machine_ended_that_nobody_saw_go(s3: str, tmp_path: Pa
     assert list(ledger.book.settled) == ["4"]
 
 
-IDENTITY = """{"instanceType": "g5.xlarge", "availabilityZone": "us-east-1b",
- "instanceId": "i-0123", "pendingTime": "2026-01-02T03:04:05Z"}"""
-
-
-def instance_metadata(handler: BaseHTTPRequestHandler) -> tuple[int, str]:
-    """IMDSv2 of an on-demand g5.xlarge."""
-    if handler.path == "/latest/api/token":
-        return (200, "secret") if handler.command == "PUT" else (405, "")
-    if handler.headers.get("X-aws-ec2-metadata-token") != "secret":
-        return 401, ""
-    if handler.path.endswith("instance-life-cycle"):
-        return 200, "on-demand"
-    return (200, IDENTITY) if handler.path.endswith("document") else (404, "")
-
-
 def test_metadata_is_believed_before_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
     labels = {
@@ -177,7 +131,7 @@ def test_metadata_is_believed_before_labels(monkeypatch: pytest.MonkeyPatch) -> 
         "ray.io/availability-zone": "us-east-1a",
         "raygen.io/instance-type": "g5.2xlarge",
     }
-    with answering(instance_metadata) as url:
+    with served(Aws("on-demand")) as url:
         metadata = ask_metadata(url)
     assert metadata is not None
     assert identify(labels, metadata) == metadata
@@ -196,5 +150,5 @@ def test_metadata_is_believed_before_labels(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_metadata_service_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
     assert ask_metadata("http://127.0.0.1:9") is None
-    with answering(lambda handler: (200, "<html>a captive portal</html>")) as url:
+    with served(Page("<html>a captive portal</html>")) as url:
         assert ask_metadata(url) is None

@@ -21,25 +21,29 @@ CONFIG = Config.load(
         "conditions.kinds": ["class", "text"],
     },
 )
+ENLARGING = Config.parse(
+    CONFIG.dump(), {"model.kind": "superres", "model.factor": 2, "data.size": 32}
+)
 DROPPING = Config.parse(CONFIG.dump(), {"conditions.drop": 0.3})
 
 
 def tensors(draws: Draws) -> list[Tensor]:
     """All that was drawn, in a fixed order."""
     parts = [*draws.critic, draws.generator]
-    augmentations = [value for part in parts for value in vars(part).values()]
+    augmentations = [value for part in parts for value in vars(part).values() if value is not None]
     drawn: list[Tensor] = []
     for value in augmentations:
         drawn += [value] if isinstance(value, Tensor) else vars(value).values()
     return drawn
 
 
+@pytest.mark.parametrize(("config", "lows"), [(CONFIG, 0), (ENLARGING, 2)])
 @pytest.mark.parametrize("shares", [1, 2, 3, 6])
-def test_shares_make_up_the_global_batch(shares: int) -> None:
+def test_shares_make_up_the_global_batch(shares: int, config: Config, lows: int) -> None:
     length = 6 // shares
-    split = [Draws.at(CONFIG, 7, slice(n * length, (n + 1) * length)) for n in range(shares)]
-    whole = tensors(Draws.at(CONFIG, 7, slice(0, 6)))
-    assert len(whole) == 2 * (1 + 4 + 4 + 1 + 1) + (1 + 4 + 1)
+    split = [Draws.at(config, 7, slice(n * length, (n + 1) * length)) for n in range(shares)]
+    whole = tensors(Draws.at(config, 7, slice(0, 6)))
+    assert len(whole) == 2 * (1 + 4 + 4 + 1 + 1 + lows) + (1 + 4 + 1 + lows)
     for expected, *pieces in zip(whole, *map(tensors, split), strict=True):
         assert torch.equal(torch.cat(pieces), expected)
 

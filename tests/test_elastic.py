@@ -50,6 +50,7 @@ def config(shapes: Path, storage: Path, name: str, **more: object) -> Config:
     return Config.load("tiny", overrides | {"train." + key: value for key, value in more.items()})
 
 
+@pytest.mark.slow
 def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
     nodes: Nodes, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

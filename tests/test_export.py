@@ -164,7 +164,7 @@ def test_damaged_exports_are_one_clear_line(exported: str, tmp_path: Path) -> No
     cut = copy("cut")
     (cut / WEIGHTS).write_bytes((cut / WEIGHTS).read_bytes()[:-9])
     newer = copy("newer")
-    _damage(newer, "format", 3)
+    _damage(newer, "format", 4)
     other = copy("other")
     _damage(other, "classes", ["only", "two"])
     garbled = copy("garbled")

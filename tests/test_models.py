@@ -43,10 +43,10 @@ def pair(config: Config, seed: int = 0) -> tuple[torch.nn.Module, torch.nn.Modul
 
 def batch(config: Config, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(1)
-    frames, size = config.data.frames, config.data.size
+    data = config.data
     z_BD = torch.randn(count, config.model.latent_dim, generator=rng)
     y_B = torch.arange(count) % CLASSES
-    x_BCTHW = torch.rand(count, 3, frames, size, size, generator=rng) * 2 - 1
+    x_BCTHW = torch.rand(count, 3, data.frames, data.height, data.width, generator=rng) * 2 - 1
     return z_BD, y_B, x_BCTHW
 
 
@@ -179,3 +179,20 @@ def test_double_backward_agrees_with_finite_differences(kind: str) -> None:
     torch.testing.assert_close(
         (gradient * direction).sum(), (above - below) / (2 * step), rtol=1e-3, atol=0.0
     )
+
+
+@pytest.mark.parametrize("kind", BATCHED)
+def test_bf16_weights_beside_fp32_buffers(kind: str) -> None:
+    """What DeepSpeed makes of a network in bf16; the clips are about those of fp32."""
+    generator, critic = pair(narrow(kind))
+    z_BD, y_B = torch.randn(4, 16), torch.arange(4) % CLASSES
+    generator.train()
+    exact_BCTHW = generator(z_BD, y_B)
+    for network in (generator, critic):
+        for parameter in network.parameters():
+            parameter.data = parameter.data.bfloat16()
+    x_BCTHW = generator(z_BD.bfloat16(), y_B)
+    assert x_BCTHW.dtype == torch.bfloat16
+    assert (x_BCTHW - exact_BCTHW).square().mean() < 0.02 * exact_BCTHW.square().mean()
+    critic(x_BCTHW, y_B).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in generator.parameters() if p.grad is not None)

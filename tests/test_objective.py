@@ -27,7 +27,9 @@ def _one_rank(tmp_path: Path) -> Iterator[None]:
 
 
 def objective(*overrides: str) -> Objective:
-    return Objective(Config.load("tiny", [f"train.batch_size={BATCH}", *overrides]), CPU)
+    return Objective(
+        Config.load("tiny", [f"train.batch_size={BATCH}", "loss.roughness=0", *overrides]), CPU
+    )
 
 
 def judged(seed: int, grain: float) -> Judged:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from raygen import video
@@ -34,13 +36,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(exported: str) -> Iterator[httpx.Client]:
+def client(exported: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     port = _free_port()
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
+    often = {"metrics_report_interval_ms": 1000}
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        configure_logging=False,
+        _system_config=often,
+    )
     serve.start(http_options={"port": port})
-    serve.run(build(AppArgs(export=exported)), route_prefix="/")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+    videos = str(tmp_path_factory.mktemp("videos"))
+    args = AppArgs(export=exported, drawing="plain", videos=videos)
+    serve.run(build(args), route_prefix="/")
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=120, follow_redirects=True) as client:
         yield client
     serve.shutdown()
     ray.shutdown()
@@ -52,8 +64,67 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def clip(
+    client: httpx.Client, seed: object, headers: dict[str, str] | None = None, **params: object
+) -> httpx.Response:
+    """`best`'s clip; the redirect is followed."""
+    asked = {name.rstrip("_"): str(value) for name, value in params.items()}
+    return client.get(f"/v1/models/best/clips/{seed}", params=asked, headers=headers)
+
+
+def test_prometheus_is_told_what_was_asked_and_drawn(client: httpx.Client) -> None:
+    """The first of this file, before anything else is counted."""
+    digest = client.get("/v1/models/best").json()["digest"]
+
+    def fetch(seed: int) -> int:
+        format = "npy" if seed < 3 else "mp4"
+        return client.get(f"/v1/models/{digest}/clips/{seed}?format={format}").status_code
+
+    with ThreadPoolExecutor(11) as pool:
+        assert [*pool.map(fetch, range(11))] == [200] * 11
+    assert client.get("/v1/models/none").status_code == 404
+    (node,) = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    one, clip = "/v1/models/{name}", "/v1/models/{name}/clips/{seed}"
+    wanted = {
+        ("requests_total", clip, "200"): 11.0,
+        ("requests_total", one, "200"): 1.0,
+        ("requests_total", one, "404"): 1.0,
+        ("clips_total", "small"): 11.0,
+        ("queue_seconds_count", "small"): 11.0,
+        ("encoding_seconds_count", "npy"): 3.0,
+        ("encoding_seconds_count", "mp4"): 8.0,
+    }
+    patience = time.monotonic() + 60
+    while not wanted.items() <= (found := scraped(address)).items():
+        assert time.monotonic() < patience, wanted.items() - found.items()
+        time.sleep(0.5)
+    batches = found["batch_size_count", "small"]
+    assert 2 <= batches <= 11
+    assert found["generation_seconds_count", "small"] == batches
+    for name in ("generation_seconds_sum", "queue_seconds_sum"):
+        assert 0 < found[name, "small"] < 600
+
+
+def scraped(address: str) -> dict[tuple[str, ...], float]:
+    """raygen's own, by name and route and status, format or model."""
+    samples = [
+        sample
+        for family in text_string_to_metric_families(httpx.get(address, timeout=60).text)
+        for sample in family.samples
+        if sample.name.startswith("ray_raygen_") and not sample.name.endswith("_bucket")
+    ]
+    found = {}
+    for sample in samples:
+        labels = sample.labels
+        said = [labels[k] for k in ("route", "status", "format") if k in labels]
+        key = (sample.name.removeprefix("ray_raygen_"), *(said or [labels["model"]]))
+        found[key] = sample.value
+    return found
+
+
 def test_a_clip_is_the_generators_and_plays(client: httpx.Client, exported: str) -> None:
-    answer = client.get("/v1/clips", params={"class": "wave", "seed": 7})
+    answer = clip(client, 7, class_="wave")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
     expected_THWC = load_generator(exported).generate([7], [CLASSES.index("wave")])[0]
@@ -62,21 +133,26 @@ def test_a_clip_is_the_generators_and_plays(client: httpx.Client, exported: str)
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert np.stack(frames).shape == expected_THWC.shape
 
-    raw = client.get("/v1/clips", params={"class": "wave", "seed": 7, "format": "npy"})
+    raw = clip(client, 7, class_="wave", format="npy")
     assert np.array_equal(np.load(io.BytesIO(raw.content))[0], expected_THWC)
 
 
-def test_headers_say_what_was_drawn(client: httpx.Client, exported: str) -> None:
-    answer = client.get("/v1/clips", params={"class": "bend", "seed": 3})
-    assert answer.headers["x-raygen-model"] == load_generator(exported).digest
+def test_best_leads_to_an_address_that_never_changes(client: httpx.Client, exported: str) -> None:
+    digest = load_generator(exported).digest
+    answer = clip(client, 3, class_="bend", scale=2)
+    (led,) = answer.history
+    assert (led.status_code, led.headers["cache-control"]) == (307, "no-cache")
+    assert str(answer.url).endswith(f"/v1/models/{digest}/clips/3?class=bend&scale=2")
+    assert answer.headers["cache-control"] == "max-age=31536000, immutable"
+    assert answer.headers["x-raygen-model"] == digest
     assert answer.headers["x-raygen-class"] == "bend"
     assert answer.headers["x-raygen-seed"] == "3"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert client.get("/v1/models/small/clips/3?class=bend&scale=2").url == answer.url
 
 
 def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_batch(client: httpx.Client) -> None:
     def fetch(seed: int) -> httpx.Response:
-        return client.get("/v1/clips", params={"class": "jump", "seed": seed, "format": "npy"})
+        return clip(client, seed, class_="jump", format="npy")
 
     alone = [fetch(seed).content for seed in range(24)]
     with ThreadPoolExecutor(24) as pool:
@@ -86,21 +162,17 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_batch(client: httpx.C
     assert len(set(alone)) == 24
 
 
-def test_without_a_seed_or_class_one_is_drawn_and_named(client: httpx.Client) -> None:
-    first, second = client.get("/v1/clips"), client.get("/v1/clips")
-    assert first.headers["x-raygen-seed"] != second.headers["x-raygen-seed"]
-    assert first.headers["cache-control"] == "no-store"
-    drawn = {"class": first.headers["x-raygen-class"], "seed": first.headers["x-raygen-seed"]}
-    assert client.get("/v1/clips", params=drawn).content == first.content
+def test_without_a_class_the_seed_stands_for_one(client: httpx.Client) -> None:
+    answers = [clip(client, seed) for seed in range(4)]
+    assert [a.headers["x-raygen-class"] for a in answers] == [*CLASSES, CLASSES[0]]
+    assert clip(client, 1, class_=CLASSES[1]).content == answers[1].content
 
 
 def test_an_etag_saves_the_generation(client: httpx.Client) -> None:
-    params = {"class": "wave", "seed": "7"}
-    etag = client.get("/v1/clips", params=params).headers["etag"]
-    again = client.get("/v1/clips", params=params, headers={"If-None-Match": etag})
+    etag = clip(client, 7, class_="wave").headers["etag"]
+    again = clip(client, 7, {"If-None-Match": etag}, class_="wave")
     assert (again.status_code, again.content) == (304, b"")
-    other = client.get("/v1/clips", params=params | {"seed": "8"}, headers={"If-None-Match": etag})
-    assert other.status_code == 200
+    assert clip(client, 8, {"If-None-Match": etag}, class_="wave").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -108,50 +180,58 @@ def test_an_etag_saves_the_generation(client: httpx.Client) -> None:
     [("webp", "image/webp"), ("gif", "image/gif"), ("png", "image/png")],
 )
 def test_picture_formats(client: httpx.Client, format: str, media_type: str) -> None:
-    answer = client.get("/v1/clips", params={"class": "wave", "format": format, "scale": 2})
+    answer = clip(client, 0, class_="wave", format=format, scale=2)
     assert answer.headers["content-type"] == media_type
     with Image.open(io.BytesIO(answer.content)) as image:
         assert image.size[1] == (80 if format == "png" else 32)
 
 
 @pytest.mark.parametrize(
-    ("params", "status", "words"),
+    ("seed", "params", "status", "words"),
     [
-        ({"class": "wav"}, 404, "did you mean wave?"),
-        ({"class": "wav"}, 404, "bend, jump, wave"),
-        ({"text": "a red circle"}, 422, "takes no text; it was trained with class"),
-        ({"seed": "-1"}, 422, "seed: Input should be greater than or equal to 0"),
-        ({"format": "avi"}, 422, "'mp4', 'webp', 'gif', 'png' or 'npy'"),
-        ({"scale": "9"}, 422, "scale"),
+        ("0", {"class_": "wav"}, 404, "did you mean wave?"),
+        ("0", {"class_": "wav"}, 404, "bend, jump, wave"),
+        ("0", {"text": "a red circle"}, 422, "takes no text; it was trained with class"),
+        ("0", {"frames": "9"}, 422, "8 frames at 12.5 a second and no others"),
+        ("-1", {}, 422, "seed: Input should be greater than or equal to 0"),
+        ("0", {"format": "avi"}, 422, "'webp', 'gif', 'png' or 'npy'"),
+        ("0", {"scale": "9"}, 422, "scale"),
     ],
 )
 def test_bad_requests_are_problem_documents(
-    client: httpx.Client, params: dict[str, str], status: int, words: str
+    client: httpx.Client, seed: str, params: dict[str, str], status: int, words: str
 ) -> None:
-    answer = client.get("/v1/clips", params=params)
+    answer = clip(client, seed, None, **params)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == status
     assert words in answer.json()["detail"]
 
 
-def test_an_unknown_path_is_a_problem_document(client: httpx.Client) -> None:
-    answer = client.get("/v2/clips")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_an_unknown_path_or_model_is_a_problem_document(client: httpx.Client) -> None:
+    for path in ("/v2/clips", "/v1/models/none", "/v1/models/none/clips/1"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_models_health_and_openapi(client: httpx.Client) -> None:
+def test_models_and_health(client: httpx.Client) -> None:
     (model,) = client.get("/v1/models").json()
     assert (model["classes"], model["conditions"]) == (CLASSES, ["class"])
     assert (model["frames"], model["size"], model["fps"]) == (8, 16, 12.5)
+    assert (model["any_length"], model["best"], model["drawing"]) == (False, True, "plain")
     assert model["metrics"] is None
+    for name in ("best", "small", model["digest"]):
+        assert client.get(f"/v1/models/{name}").json() == model
     assert client.get("/healthz").json() == {"status": "ok"}
-    paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/clips", "/v1/models", "/healthz"}
-    names = [parameter["name"] for parameter in paths["/v1/clips"]["get"]["parameters"]]
-    assert names == ["class", "text", "seed", "format", "scale", "if-none-match"]
-    assert client.get("/docs").status_code == 200
+
+
+def test_a_video_through_serve(client: httpx.Client) -> None:
+    answer = client.post("/v1/videos", json={"n": 4}, headers={"Prefer": "wait=60"})
+    assert (answer.status_code, answer.json()["state"]) == (201, "done")
+    content = client.get(answer.json()["content"])
+    assert content.headers["content-type"] == "video/mp4"
+    assert client.delete(answer.headers["location"]).status_code == 204
 
 
 def test_no_export_is_an_error_before_anything_starts(

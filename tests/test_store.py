@@ -102,6 +102,19 @@ def test_of_many_who_write_only_if_absent_one_writes(root: str) -> None:
     assert [item.uri for item in store.list_objects(root)] == [uri]
 
 
+def test_a_listing_beside_writers_shows_whole_objects_only(root: str) -> None:
+    data = bytes(50_000)
+    store.write_bytes(store.join(root, "first"), data)
+    uris = [store.join(root, f"{k:02}") for k in range(24)]
+    with ThreadPoolExecutor(4) as threads:
+        writing = [threads.submit(store.write_bytes, uri, data) for uri in uris * 4]
+        while not all(future.done() for future in writing):
+            for item in store.list_objects(root):
+                assert item.size == len(data)
+                assert item.uri in uris or item.uri.endswith("/first")
+        assert all(future.result() for future in writing)
+
+
 def test_a_ranged_file_is_the_file(root: str) -> None:
     data = random.Random(0).randbytes(100_000)
     uri = store.join(root, "shard.tar")

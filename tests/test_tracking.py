@@ -56,8 +56,8 @@ def test_mlflow_holds_metrics_and_samples(tmp_path: Path, monkeypatch: pytest.Mo
     assert (run.info.run_name, run.info.status) == ("a", "FINISHED")
     history = client.get_metric_history(run.info.run_id, "loss/critic")
     assert [(m.step, m.value) for m in history] == [(10, 0.5), (20, 0.25), (30, 0.125)]
-    assert run.data.params["optim.generator.lr"] == "0.0005"
-    assert run.data.params["train.steps"] == "2000"
+    assert run.data.params["optim.generator.lr"] == str(config.optim.generator.lr)
+    assert run.data.params["train.steps"] == str(config.train.steps)
     assert len(run.data.params) == len(config.flat())
     (clip,) = tmp_path.glob("a/mlflow/artifacts/*/artifacts/samples/samples-00000020.mp4")
     with av.open(str(clip)) as container:

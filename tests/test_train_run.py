@@ -178,8 +178,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(catalogue_uri: str, tmp_path: Path) 
 def test_a_budget_ends_a_run_saved_and_judged_on_its_way(
     catalogue_uri: str, tmp_path: Path
 ) -> None:
-    limits = ["train.steps=100000", "train.checkpoint_every=40", "budget.minutes=0.5"]
-    judged = ["evaluate.every=80", "evaluate.clips=32", "evaluate.judge_steps=10"]
+    limits = ["train.steps=100000", "train.checkpoint_every=10", "budget.minutes=0.5"]
+    judged = ["evaluate.every=20", "evaluate.clips=32", "evaluate.judge_steps=10"]
     output = finish(start(catalogue_uri, str(tmp_path), "short", *limits, *judged))
     run = Run.open(f"{tmp_path}/short")
     status = run.status
@@ -190,7 +190,7 @@ def test_a_budget_ends_a_run_saved_and_judged_on_its_way(
     best = run.best()
     assert best is not None
     assert set(run.checkpoints()[:-2]) <= {best}
-    assert run.at(best).status["step"] % 40 == 0 or best == run.checkpoints()[-1]
+    assert run.at(best).status["step"] % 20 == 0 or best == run.checkpoints()[-1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import ray
 from ray import tune
 from ray.tune import RunConfig, Tuner
 
+from raygen.config import Config
+from raygen.errors import Interrupted
 from tune.budget import BudgetScheduler
+from tune.measure import measure
 from tune.policy import Policy
 
 LEVELS = 9
@@ -92,3 +96,14 @@ def test_promotes_ends_within_its_money_and_goes_on_from_its_state(tmp_path: Pat
         assert now.config == then["config"]
         assert now.level >= then["level"]  # nothing that was paid is paid again
         assert now.dollars == pytest.approx(now.level * PRICE)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_measuring_ends_once_it_is_told_to() -> None:
+    with pytest.raises(Interrupted, match="the cap is reached"):
+        measure(Config.load("tiny"), lambda: "the cap is reached")
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 2  # nothing is held

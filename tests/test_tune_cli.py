@@ -9,8 +9,13 @@ import pytest
 
 from raygen.cost.entries import Lease
 from raygen.cost.ledger import Ledger
+from raygen.export import load_generator
+from raygen.registry import Registry
 from tests.searches import make_search, write_space
 from tune.__main__ import main
+from tune.records import BEST, Records
+
+DOLLAR = Lease("a", "node", "local", "", "", hourly=36.0, since=0.0, until=90.0, drain_s=10.0)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -72,12 +77,41 @@ def test_bad_input_is_one_line(
 def test_what_was_spent_already_is_no_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, records = make_search(tmp_path, 1)
-    lease = Lease("a", "node", "local", "", "", hourly=36.0, since=0.0, until=90.0, drain_s=10.0)
-    Ledger(records.storage).append([lease])
+    _, records = make_search(tmp_path, 0)
+    Ledger(records.storage).append([DOLLAR])
     command = [str(tmp_path / "space.yaml"), "--storage", records.storage, "data.uri=x"]
     assert run(monkeypatch, *command, "--budget", "0.5") == 2
     assert "--budget 0.5: $1.0000 is spent already" in capsys.readouterr().err
+
+
+def test_a_driver_that_died_at_the_cap_leaves_its_best_to_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, records = make_search(tmp_path)
+    Ledger(records.storage).append([DOLLAR])
+    command = [str(tmp_path / "space.yaml"), "--storage", records.storage, "data.uri=clips"]
+    assert run(monkeypatch, *command, "--budget", "1") == 0
+    assert "the cap is reached: $1.0000 of $1 spent on 12 trials" in capsys.readouterr().out
+    found = Records.find(records.storage)
+    assert found is not None
+    assert load_generator(found.path(BEST)).name == found.document["ended"]["best"]
+    registry = str(tmp_path / "registry")
+    assert run(monkeypatch, *command, "--budget", "1", "--publish", registry) == 0
+    said = capsys.readouterr().out
+    assert "this search is over" in said
+    assert f"next: serve run serve.app:app registry={registry}" in said
+    live = Registry(registry).refresh()["space"].live
+    assert live is not None
+    assert live.digest == load_generator(found.path(BEST)).digest
+
+
+def test_a_registry_that_cannot_be_is_said_before_any_dollar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_space(tmp_path).rename(tmp_path / "best.yaml")
+    command = [str(path), "--budget", "1", "data.uri=x", "--publish", str(tmp_path / "registry")]
+    assert run(monkeypatch, *command) == 2
+    assert "tune: 'best' is no name for a model" in capsys.readouterr().err
 
 
 def test_another_searchs_storage_is_refused(

@@ -129,6 +129,17 @@ def test_what_the_purse_refused_costs_nothing() -> None:
     assert mine.committed == 0
 
 
+def test_goes_on_at_a_rung_only_with_what_the_purse_has_left() -> None:
+    def told(left: float) -> int | None:
+        mine = policy(Pool(toy()), 4.0, rules=Rules(random=1))
+        job = mine.next(4.0)
+        assert job is not None
+        return mine.report(job.trial, job.until, 0.1, 0.5, left)
+
+    assert told(4.0) == 8
+    assert told(0.05) is None  # the next rung costs 0.1; the policy's own money is 4
+
+
 def test_no_money_no_job() -> None:
     assert policy(Pool(toy()), 4.0).next(RESTART) is None
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from raygen.errors import ConfigError, StorageError
 from tests.searches import SPACE, make_search, write_space
@@ -120,11 +122,15 @@ def test_a_log_gets_a_line_a_result(tmp_path: Path) -> None:
     space, records = make_search(tmp_path, 2)
     console = Console(file=io.StringIO(), width=80)
     shown = Progress(console, None)
+    shown.show(records, space, {}, Purse())
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]  # told by the driver before
     for _ in range(2):
+        for number in (7, 8):
+            records.report(number, records.trials[0].values, Result(1, 10, 0.1, 5.0, 0.0))
         shown.show(records, space, {}, Purse())
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 2
-    assert lines[0].startswith(f"t0000 level {records.trials[0].level}/3 step ")
+    assert lines[0].startswith("t0007 level 1/3 step 10 score 5 ")
     assert "optim.generator.lr=" in lines[0]
 
 
@@ -141,6 +147,11 @@ def test_hparams_are_there_while_it_runs(tmp_path: Path) -> None:
     plugins = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert plugins.plugin_name == "hparams"
     assert b"optim.generator.lr" in plugins.content
+    records.fail(0, trial.values, "it could not be trained")
+    board.close(records)
+    events.Reload()
+    ended = events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    assert HParamsPluginData.FromString(ended).session_end_info.status == STATUS_FAILURE
 
 
 def test_a_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:

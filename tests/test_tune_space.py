@@ -123,9 +123,17 @@ def test_a_search_is_another_where_space_metric_or_base_differ(tmp_path: Path) -
             "space.optim.generator.lr: must be less than or equal to 1 (got 3.0)",
         ),
         (
+            {
+                "overrides": {"data.size": 64},
+                "space": {"model.kind": {"choice": ["strided", "superres"]}},
+            },
+            "space.model.kind: a stage of super-resolution is not searched; search the model "
+            "under it",
+        ),
+        (
             {"space": {"model.kind": {"choice": ["strided", "vgan"]}}},
             "space.model.kind: must be one of strided, twostream, upsampling, residual, triplane, "
-            "conv3d, dcgan, mlp (got 'vgan')",
+            "superres, conv3d, dcgan, mlp (got 'vgan')",
         ),
         (
             {

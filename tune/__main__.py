@@ -15,12 +15,17 @@ import typer
 from rich.console import Console
 
 from raygen.cli import invoke
-from tune.prepare import is_over, prepare
+from raygen.registry_cli import publisher
+from tune.known import first
+from tune.prepare import committed, is_over, prepare
 from tune.progress import progress
 from tune.records import BEST, Records
 from tune.space import Space
 
-COMMANDS = ("search", "report")
+COMMANDS = ("search", "report", "study")
+FIRST = 4  # of the configurations that are tried before the model picks
+
+Searched = Annotated[str, typer.Argument(help="a search's storage: folder or s3://")]
 
 app = typer.Typer(
     help="Spend dollars on finding the best generator: python -m tune SPACE.yaml --budget 50",
@@ -54,33 +59,64 @@ def search(
         int | None, typer.Option(min=1, help="trials at once; default: what the cluster holds")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of what is tried")] = 0,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="an earlier search's storage: its best are tried first"),
+    ] = None,
+    publish: Annotated[
+        str, typer.Option(help="registry that the best goes to in the end, as SPACE")
+    ] = "",
 ) -> None:
     """Search a space for the best generator that a number of dollars can buy; the same command
     goes on where it stopped.
     """
     checked = Space.load(space, overrides or [])
     place = storage or f"searches/{space.stem}"
+    tried = first(checked, earlier or [], FIRST)
+    publish_best = publisher(publish, space.stem) if publish else None
     records = prepare(checked, place, budget)
     if is_over(records, budget):
         console.print("this search is over; a larger --budget goes on", soft_wrap=True)
+    elif (spent := committed(records)) >= budget:  # its driver died just before the end
+        from tune.finish import finish
+
+        finish(records, "the cap is reached", budget=budget, spent=spent)
     else:
         # Ray takes seconds to import: not before what can be wrong without it.
         from tune.search import Search
 
         with progress(console) as shown:
-            Search(checked, records, budget, shown, parallel=parallel, seed=seed).run()
+            search = Search(
+                checked, records, budget, shown, parallel=parallel, seed=seed, first=tried
+            )
+            search.run()
     _best(records, checked)
+    if publish_best is not None:
+        publish_best(records.path(BEST))
 
 
 @app.command()
 def report(
-    storage: Annotated[str, typer.Argument(help="a search's storage: folder or s3://")],
+    storage: Searched,
     output: Annotated[
         str, typer.Option("--output", "-o", help="the page; default: STORAGE/report.html")
     ] = "",
 ) -> None:
     """Write one HTML page about a search that needs nothing else to be read."""
     from tune.report import write
+
+    console.print(write(storage, output), soft_wrap=True)
+
+
+@app.command()
+def study(
+    storage: Searched,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="the SQLite file; default: STORAGE/study.db")
+    ] = "",
+) -> None:
+    """Write a search as a study of Optuna's, for optuna-dashboard."""
+    from tune.study import write
 
     console.print(write(storage, output), soft_wrap=True)
 

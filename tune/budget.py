@@ -118,7 +118,8 @@ class BudgetScheduler(TrialScheduler):  # type: ignore[misc]
         metric, level, dollars = (result[key] for key in self._keys)
         score = self._sign * metric if math.isfinite(metric) else WORST
         known = self.policy.trials[number]
-        until = self.policy.report(number, level, max(dollars - known.dollars, 0.0), score)
+        more = max(dollars - known.dollars, 0.0)
+        until = self.policy.report(number, level, more, score, self._money.left())
         self._keep()
         self._asked = False
         if until is not None:

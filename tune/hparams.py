@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
 from raygen.data import store
-from tune.records import TENSORBOARD, Result, Trial
+from tune.records import TENSORBOARD, Records, Result, Trial
 
 
 class HParams:
@@ -46,10 +49,21 @@ class HParams:
         writer.flush()
         self._upload(trial.name)
 
-    def close(self) -> None:
-        """No more comes."""
-        for writer in self._writers.values():
+    def close(self, records: Records) -> None:
+        """No more comes: a trial that failed is shown as such, others as done."""
+        from torch.utils.tensorboard.summary import hparams
+
+        failed = {trial.name for trial in records.trials.values() if trial.detail}
+        for name, writer in self._writers.items():
+            end = hparams({}, {})[2]  # type: ignore[no-untyped-call]
+            if name in failed:
+                data = end.value[0].metadata.plugin_data
+                content = HParamsPluginData.FromString(data.content)
+                content.session_end_info.status = STATUS_FAILURE
+                data.content = content.SerializeToString()
+            writer._get_file_writer().add_summary(end)
             writer.close()
+            self._upload(name)
 
     def _scalars(self, result: Result) -> Mapping[str, float]:
         return {**result.figures, self._metric: result.score, "dollars": result.dollars}

@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 
 from raygen.config import Config
 from raygen.cost.prices import price
+from raygen.errors import Interrupted
 from tune.space import Constraints
 
+LOOK_EVERY_S = 0.5
 STEPS = 30
 CLASSES = 4
 DRAWN = 8  # clips, after one to warm up
@@ -52,14 +54,22 @@ class Profile:
         return None
 
 
-def measure(config: Config) -> Profile:
-    """The profile of one worker of `config`, as a Ray task with what a worker reserves."""
+def measure(config: Config, stop: Callable[[], str] = str) -> Profile:
+    """The profile of one worker of `config`, as a Ray task with what a worker reserves.
+
+    Raises Interrupted once `stop` gives a reason to.
+    """
     train = config.train
     # A process of its own: what it ever took is what `resource` tells, and engines stay loaded.
     task = ray.remote(
         num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker, max_calls=1, max_retries=2
     )(_measure)
-    profile: Profile = ray.get(task.remote(config.dump()))
+    measured = task.remote(config.dump())
+    while not ray.wait([measured], timeout=LOOK_EVERY_S)[0]:
+        if reason := stop():
+            ray.cancel(measured, force=True)
+            raise Interrupted(reason)
+    profile: Profile = ray.get(measured)
     return profile
 
 
@@ -93,7 +103,7 @@ def _measure(dumped: Mapping[str, Any]) -> Profile:
     pair = Pair(config, CLASSES, device=device, world_size=1)
     start_s = time.perf_counter() - began
     data = config.data
-    x_BCTHW = torch.rand(batch, 3, data.frames, data.size, data.size, device=device) * 2 - 1
+    x_BCTHW = torch.rand(batch, 3, data.frames, data.height, data.width, device=device) * 2 - 1
     y_B = torch.arange(batch, device=device) % CLASSES
     seconds = []
     for step in range(STEPS):

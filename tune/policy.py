@@ -9,6 +9,8 @@ what was tuned on half of the benchmark's tasks (tests.benchmarks.search).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -53,10 +55,11 @@ class Rules:
     """What the policy's behaviour hangs on: tuned on half of the benchmark's tasks."""
 
     steps: int = 13  # rungs, evenly spaced
-    random: int = 6  # trials before the model picks
+    random: int = 4  # trials before the model picks
     # What is known of curves beforehand (tune.model.Drop): the mean fall and its deviation.
-    doubt: float = 0.8
-    weight: float = 2.0
+    # A task's own curves soon outweigh it.
+    doubt: float = 0.3
+    weight: float = 1.0
     power: float = 1.5
     thrift: float = 1.0  # the power of the dollars to the end that divide an improvement
     deep: float = 0.5  # of a whole trial's dollars: with less free, new ones are begun last
@@ -79,14 +82,16 @@ class Policy:
         restart_dollars: float = 0.0,
         seed: int = 0,
         rules: Rules | None = None,
+        first: Sequence[Config] = (),
     ) -> None:
         """A search of `money` dollars in all, over trials of `levels` judged checkpoints each.
 
-        `level_dollars` is what one level costs as far as is known before the first result.
+        `level_dollars` is what one level costs as far as is known before the first result;
+        `first` is tried before what is drawn.
         """
         self.space, self.money, self.levels, self.workers = space, money, levels, workers
         self.level_dollars, self.restart = level_dollars or 0.0, restart_dollars
-        self.seed, self.rules = seed, rules or Rules()
+        self.seed, self.rules, self.first = seed, rules or Rules(), list(first)
         self.trials: list[Trial] = []
         self.decisions = 0
         self.taken: set[str] = set()
@@ -125,10 +130,13 @@ class Policy:
         t.until, t.starts, t.fresh = until, t.starts + 1, True
         return Job(trial, t.config, t.level, until, self._ahead(t))
 
-    def report(self, trial: int, level: int, dollars: float, score: float) -> int | None:
+    def report(
+        self, trial: int, level: int, dollars: float, score: float, left: float = math.inf
+    ) -> int | None:
         """A result of a running trial: `dollars` since its last report, `score` (less is better).
 
-        Returns the level it is to go on to, or None: pause it (or it is whole).
+        `left` is what may be spent as the purse knows it. Returns the level it is to go on to, or
+        None: pause it (or it is whole).
         """
         t = self.trials[trial]
         self.outlook = None
@@ -140,7 +148,8 @@ class Policy:
         t.until = None
         t.over = level >= self.levels
         if not t.over:
-            choice = self._choose(self.money - self.spent - self.committed, trial)
+            own = self.money - self.spent - self.committed
+            choice = self._choose(min(left, own), trial)
             if choice is not None and choice[0] == trial:
                 self.decisions += 1
                 t.until = choice[2]
@@ -176,6 +185,7 @@ class Policy:
                 "level_dollars": self.level_dollars,
                 "restart_dollars": self.restart,
                 "seed": self.seed,
+                "first": self.first,
             },
             "rules": asdict(self.rules),
             "trials": [asdict(t) for t in self.trials],
@@ -231,7 +241,8 @@ class Policy:
                 if not (t.over or t.results) and t.until is None:
                     return i, None, self.rungs[0]
         if len(self.trials) < self.rules.random or not known:
-            config = self.space.sample(rng)
+            waiting = [c for c in self.first if repr(c) not in self.taken]
+            config = waiting[0] if waiting else self.space.sample(rng)
             if repr(config) not in self.taken and first <= free:
                 return -1, config, self.rungs[0]
             if not known:

@@ -15,7 +15,8 @@ from tune.space import Space
 def prepare(space: Space, storage: str, budget: float) -> Records:
     """The search at `storage`, new or to go on with, before anything costs.
 
-    Raises ConfigError where the budget is none or is spent, or the storage has another search.
+    Raises ConfigError where the budget is none, or is spent and nothing came of it, or the storage
+    has another search.
     """
     if math.isnan(budget):
         raise ConfigError("give --budget, the dollars that all of the search may cost")
@@ -31,13 +32,18 @@ def prepare(space: Space, storage: str, budget: float) -> Records:
     if Records.find(storage) is None:
         store.check_writable(storage)
     records = Records.open(storage, space)
-    spent = Ledger(storage).book.committed
-    if spent >= budget and "ended" not in records.document:
+    spent = committed(records)
+    if spent >= budget and records.best is None:
         raise ConfigError(
             f"--budget {budget:g}: ${spent:.4f} is spent already, or was leased when it was last "
             f"seen; raise it to go on (raygen cost {storage})"
         )
     return records
+
+
+def committed(records: Records) -> float:
+    """Dollars that are spent, or were leased when the search was last seen."""
+    return float(Ledger(records.storage).book.committed)
 
 
 def is_over(records: Records, budget: float) -> bool:

@@ -110,7 +110,7 @@ class Progress:
     def __init__(self, console: Console, live: Live | None) -> None:
         self._console, self._live = console, live
         self._lines: list[str] = []
-        self._told: dict[int, int] = {}
+        self._told: dict[int, int] | None = None
         self._said_at = time.monotonic()
 
     def note(self, text: str) -> None:
@@ -126,6 +126,8 @@ class Progress:
             shown = table(records, space, running, purse, min(SHOWN, rows))
             self._live.update(Group(shown, Text("")))
             return
+        if self._told is None:  # what an earlier driver told
+            self._told = {trial.number: trial.level for trial in records.trials.values()}
         for trial in list(records.trials.values()):
             if trial.level > self._told.get(trial.number, 0):
                 self._told[trial.number] = trial.level

@@ -10,6 +10,7 @@ STORAGE/
   tensorboard/          HParams: tensorboard --logdir STORAGE/tensorboard
   best/                 the best trial's export, once the search is over
   report.html           `python -m tune report STORAGE`
+  study.db              `python -m tune study STORAGE`
 """
 
 from __future__ import annotations

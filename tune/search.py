@@ -7,45 +7,50 @@ as it happens: the same command goes on where the last one ended, however it end
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
 
 from raygen.cost import cap as capped
+from raygen.cost.bill import Bill
 from raygen.cost.remote import Remote, start
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
 from raygen.errors import ConfigError, DataError, Interrupted, TrainingError
-from raygen.export import export_run
 from raygen.interrupts import counted_interrupts
-from raygen.runs import Run, checkpoint_name
 from raygen.train import connect
 from tune.budget import BudgetScheduler
 from tune.desk import Desk, beside_driver
+from tune.finish import finish
 from tune.hooks import Kept, Money, Over, Recorder
 from tune.hparams import HParams
 from tune.judge import start_judge
 from tune.measure import Profile, measure
 from tune.policy import Policy, Rules
+from tune.prepare import committed
 from tune.progress import Progress, Purse
-from tune.records import BEST, CATALOGUE, Records
+from tune.records import CATALOGUE, Records
 from tune.space import Allowed, Space
 from tune.trial import Handed, run_trial
 
 LOOK_EVERY_S = 0.5
 RUNGS = 3  # a training ends at each, and going on costs a start
-# Of the time to end at the cap, what trials have to save and end; the rest is for the export.
-PATIENT = 0.7
+# Of the time to end at the cap, what trials have to save and end, and what all have until this
+# process ends its own Ray, whatever still hangs in it.
+PATIENT, LAST = 0.6, 0.8
 # Trials that failed, and nothing else: it is not their configuration.
 BARREN = 3
 # A trial's start beside its engines' (workers, decoders, a first fetch), and a judgement, seconds;
@@ -56,7 +61,8 @@ START_S, JUDGE_S = 8.0, 20.0
 class Search:
     """One run of a search; `run` returns why it ended, once the best is exported.
 
-    `parallel` trials run at once, as many as the cluster has room for if it is None. Raises
+    `parallel` trials run at once, as many as the cluster has room for if it is None; a new search
+    tries `first` before what it draws. Raises
     RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained.
     """
 
@@ -69,16 +75,20 @@ class Search:
         *,
         parallel: int | None = None,
         seed: int = 0,
+        first: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.space, self.records, self.budget, self.progress = space, records, budget, progress
-        self._parallel, self._seed = parallel, seed
+        self._parallel, self._seed, self._first = parallel, seed, first
         self.interrupts: list[int] = []
         self.over = threading.Event()
         self.failure: BaseException | None = None
         self._fatal = ""
+        self._end_at = math.inf  # by when this process ends its own Ray, on time.monotonic
 
     def run(self) -> str:
         """Searches until the money, the trials or the user's patience are at their end."""
+        # A Ray of this process's own ends with the search. Nobody else would end it in time.
+        self._own = not (ray.is_initialized() or "RAY_ADDRESS" in os.environ)
         connect(self.space.base, self.progress.note)
         self._catalogue()
         terms = self.space.base.budget
@@ -96,13 +106,29 @@ class Search:
             raise ConfigError(message, "budget") from None
         self.accounts = Remote(self.accountant)
         self._kept = Kept(self.records, self.accounts)
-        try:
-            with counted_interrupts(self.interrupts):
+        with counted_interrupts(self.interrupts):
+            try:
                 reason = self._search()
-                self._finish(reason)
-        finally:
-            ray.get(self.accountant.close.remote())
+                if not self._own:  # the nodes are paid until the best is saved
+                    spent = self.accounts.bill().dollars
+                    finish(self.records, reason, budget=self.budget, spent=spent)
+            finally:
+                self._let_go()
+            if self._own:
+                spent = committed(self.records)
+                finish(self.records, reason, budget=self.budget, spent=spent)
         return reason
+
+    def _let_go(self) -> None:
+        """Closes the ledger, and ends this process's own Ray: by the cap, however slow that is.
+
+        A lease that could not be closed in time is charged in full, and that is within the cap.
+        """
+        rest_s = (1 - LAST) * self.space.base.budget.drain_s if self._end_at < math.inf else None
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(self.accountant.close.remote(), timeout=rest_s)
+        if self._own:
+            ray.shutdown()
 
     def _catalogue(self) -> None:
         uri, data = self.records.path(CATALOGUE), self.space.base.data
@@ -119,8 +145,7 @@ class Search:
         usable.write(uri)
 
     def _search(self) -> str:
-        slots = self._parallel or _slots(self.space, ray.cluster_resources())
-        policy = self._policy(slots)
+        policy = self._policy(self._slots())
         self.desk = beside_driver(Desk).remote()
         judge = start_judge(self.space.base.evaluate.cpus)
         handed = Handed(
@@ -140,9 +165,8 @@ class Search:
             target=self._tune, args=(handed, scheduler, recorder), name="tune", daemon=True
         )
         tuning.start()
-        reason = self._watch(tuning)
-        tuning.join()
-        hparams.close()
+        reason = self._watch(tuning, policy)
+        hparams.close(self.records)
         if self.interrupts:
             raise Interrupted("stopped and saved; the same command goes on")
         if self._fatal:
@@ -206,6 +230,7 @@ class Search:
             restart_dollars=start_s * rate,
             seed=self._seed,
             rules=Rules(steps=RUNGS),
+            first=[dict(values) for values in self._first],
         )
         first_s = start_s + level_s * policy.rungs[0]
         least = bill.dollars + bill.rate * first_s
@@ -221,7 +246,12 @@ class Search:
         known = self.records.document.get("profile")
         if known is None:
             self.progress.note("measuring 30 steps of the base configuration")
-            known = asdict(measure(self.space.base))
+            try:
+                known = asdict(measure(self.space.base, lambda: self._wanted(self.accounts.bill())))
+            except Interrupted as error:
+                if self.interrupts:
+                    raise Interrupted("stopped; the same command goes on") from None
+                raise TrainingError(f"{error} before 30 steps were measured: raise it", 0) from None
             self.records.set(profile=known)
         profile = Profile(**known)
         self.progress.note(
@@ -230,15 +260,19 @@ class Search:
         )
         return profile
 
-    def _watch(self, tuning: threading.Thread) -> str:
+    def _slots(self) -> int:
+        return self._parallel or _slots(self.space, ray.cluster_resources())
+
+    def _watch(self, tuning: threading.Thread, policy: Policy) -> str:
         """Shows how it goes until it is over; why it is."""
         reason, told_at = "nothing that the money buys is left to do", 0.0
-        patience = PATIENT * self.space.base.budget.drain_s
-        while tuning.is_alive():
+        drain_s = self.space.base.budget.drain_s
+        while tuning.is_alive() and time.monotonic() < self._end_at:
             tuning.join(LOOK_EVERY_S)
             running, notes = ray.get(self.desk.look.remote())
             for note in [*notes, *self.accounts.notes()]:
                 self.progress.note(note)
+            policy.workers = self._slots()  # nodes come and go
             bill = self.accounts.bill()
             purse = Purse(
                 bill.dollars, ray.get(self.accountant.reserved.remote()), self.budget, bill.rate
@@ -247,7 +281,7 @@ class Search:
             failed = [trial for trial in self.records.trials.values() if trial.detail]
             if len(failed) >= BARREN and len(failed) == len(self.records.trials):
                 self._fatal = f"none of {len(failed)} trials could be trained: {failed[-1].detail}"
-            wanted = bill.stop or ("Ctrl-C" if self.interrupts else "") or self._fatal
+            wanted = self._wanted(bill)
             if wanted and not told_at:
                 told_at, reason = time.monotonic(), wanted
                 self.progress.note(f"{wanted}: saving what runs")
@@ -255,34 +289,21 @@ class Search:
                 self._kept.close()
                 self._money.close()
                 self.desk.stop.remote()
-            late = bool(bill.stop) and time.monotonic() - told_at > patience
+            late = bool(bill.stop) and self._ahead_s(bill) < (1 - PATIENT) * drain_s
             if len(self.interrupts) > 1 or late or (told_at and not running):
                 self.over.set()
         return reason
 
-    def _finish(self, reason: str) -> None:
-        best = self.records.best
-        if best is None:
-            raise TrainingError(
-                f"{reason}, and no trial has come to a figure; the same command with a larger "
-                "--budget goes on",
-                0,
-            )
-        trial, result = best
-        destination = self.records.path(BEST)
-        for item in list(store.list_objects(destination)) if _there(destination) else []:
-            store.delete(item.uri)
-        run = Run.open(self.records.run_uri(trial))
-        export_run(run.at(run.path(checkpoint_name(result.step))), destination)
-        self.records.set(
-            ended={
-                "at": time.time(),
-                "reason": reason,
-                "budget": self.budget,
-                "spent": self.accounts.bill().dollars,
-                "best": trial.name,
-            }
-        )
+    def _wanted(self, bill: Bill) -> str:
+        """Why to end now, if it is time; at the cap this process's own Ray ends soon after."""
+        if bill.stop and self._own:
+            last_s = (1 - LAST) * self.space.base.budget.drain_s
+            self._end_at = time.monotonic() + self._ahead_s(bill) - last_s
+        return bill.stop or ("Ctrl-C" if self.interrupts else "") or self._fatal
+
+    def _ahead_s(self, bill: Bill) -> float:
+        """Seconds that the cap still pays for: they tell how late it is, however late one looks."""
+        return (self.budget - bill.dollars) / max(bill.rate, 1e-12)
 
 
 def _slots(space: Space, resources: Mapping[str, float]) -> int:
@@ -296,7 +317,3 @@ def _slots(space: Space, resources: Mapping[str, float]) -> int:
         if amount
     ]
     return max(1, min(counts))
-
-
-def _there(folder: str) -> bool:
-    return store.exists(store.join(folder, "config.json"))

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch.overrides import TorchFunctionMode
 
 from raygen import tree
-from raygen.config import Config
+from raygen.config import Config, SuperresConfig
 from raygen.errors import ConfigError
 from raygen.metrics import Evaluation
 from raygen.models import build_critic, build_generator, parameter_count
@@ -221,7 +221,11 @@ class Space:
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The raygen Config of a trial. Raises ConfigError where it refuses the combination."""
-        return Config.parse(self.base.dump(), values)
+        config = Config.parse(self.base.dump(), values)
+        if isinstance(config.model, SuperresConfig):
+            why = "a stage of super-resolution is not searched; search the model under it"
+            raise ConfigError(f"model.kind: {why}", "model.kind")
+        return config
 
     def refusal(self, values: Mapping[str, Any]) -> str | None:
         """Why these values are not to be trained, as far as it is known without running."""

@@ -30,6 +30,7 @@ from raygen.config.model import (
     ModelConfig,
     ResidualConfig,
     StridedConfig,
+    SuperresConfig,
     TriplaneConfig,
     TwoStreamConfig,
     UpsamplingConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "OptimConfig",
     "ResidualConfig",
     "StridedConfig",
+    "SuperresConfig",
     "TrackingConfig",
     "TrainConfig",
     "TriplaneConfig",
@@ -132,6 +134,20 @@ class Config(Section):
                 "translate or cutout a strength",
                 "augment.adaptive",
             )
+        if not model.any_aspect and self.data.height != self.data.width:
+            raise ConfigError(
+                f"model.kind={model.kind} draws squares alone, and data.size={self.data.size}; "
+                f"take data.size={min(self.data.height, self.data.width)}, or another kind",
+                "data.size",
+            )
+        if isinstance(model, SuperresConfig):
+            self._enlarges(model)
+        elif self.loss.pixels:
+            raise ConfigError(
+                f"loss.pixels needs a real clip for each generated one; model.kind={model.kind} "
+                "draws from a latent: take loss.pixels=0",
+                "loss.pixels",
+            )
         if train.recompute and model.batch_statistics:
             raise ConfigError(
                 f"train.recompute would show model.kind={model.kind}'s batch norm each batch "
@@ -139,6 +155,20 @@ class Config(Section):
                 "train.recompute",
             )
         return self
+
+    def _enlarges(self, model: SuperresConfig) -> None:
+        data, factor = self.data, model.factor
+        if any(side % (16 * factor) for side in (data.height, data.width)):
+            raise ConfigError(
+                f"model.factor={factor} enlarges clips whose sides are multiples of 16: "
+                f"data.size={data.size} must be multiples of {16 * factor}",
+                "model.factor",
+            )
+        if "image" in self.conditions.kinds:
+            raise ConfigError(
+                "model.kind=superres takes no first frame; take image out of conditions.kinds",
+                "conditions.kinds",
+            )
 
     @classmethod
     def load(cls, preset: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:

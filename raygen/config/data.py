@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
+from raygen.sides import Size, sides, written
 from raygen.tree import Section
+
+
+def _size(value: Any) -> Size:
+    try:
+        both = sides(value if isinstance(value, str | int) else "")
+    except ValueError:
+        both = (0, 0)
+    if any(isinstance(value, bool) or not 16 <= n <= 512 or n % 16 for n in both):
+        raise ValueError(
+            "must be from 16 to 512, or HEIGHTxWIDTH of such, as 64x96, "
+            f"each a multiple of 16 (got {value})"
+        )
+    return written(*both)
 
 
 class CacheConfig(Section):
@@ -30,10 +44,12 @@ class DataConfig(Section):
 
     uri: str = Field("", description="clips: a folder, s3://bucket/prefix, or a catalogue.parquet")
     frames: int = Field(16, ge=4, le=256, multiple_of=4, description="frames of a clip (T)")
-    size: int = Field(32, ge=16, le=512, multiple_of=16, description="height and width, pixels")
+    size: Annotated[Size, PlainValidator(_size), PlainSerializer(lambda v: v)] = Field(
+        32, description="height and width, pixels: 64, or 64x96"
+    )
     fps: float = Field(16.0, gt=0, le=240, description="frames per second sampled from the source")
     split: str = Field("", description="only clips of this split, such as train; empty: all")
-    crop: Literal["centre", "random"] = Field("centre", description="which square of the frame")
+    crop: Literal["centre", "random"] = Field("centre", description="which part of the frame")
     sampling: Literal["uniform", "balanced", "weighted"] = Field(
         "uniform", description="each clip once an epoch, classes alike, or by column weight"
     )
@@ -45,9 +61,19 @@ class DataConfig(Section):
     limits: LimitsConfig = Field(LimitsConfig(), description="")
 
     @property
+    def height(self) -> int:
+        """Of a clip, pixels."""
+        return sides(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Of a clip, pixels."""
+        return sides(self.size)[1]
+
+    @property
     def clip_bytes(self) -> int:
         """Bytes of one decoded clip, uint8 [T, H, W, 3]."""
-        return self.frames * self.size * self.size * 3
+        return self.frames * self.height * self.width * 3
 
     @model_validator(mode="after")
     def _cache_can_hit(self) -> Self:

@@ -28,6 +28,11 @@ class _Family(Section):
         """Whether a layer's output depends on the other clips of its batch."""
         return False
 
+    @property
+    def any_aspect(self) -> bool:
+        """Whether its clips may be wider than high, or higher than wide."""
+        return True
+
 
 class StridedConfig(_Family):
     """4x4x4 transposed convolutions, group norm: texture and pose."""
@@ -61,6 +66,35 @@ class TriplaneConfig(_Residual):
     """Three feature planes that frames are read from, any length (RAVEN, arXiv 2401.06035)."""
 
     kind: Literal["triplane"] = Field("triplane", description="model family")
+
+    @property
+    def any_aspect(self) -> bool:
+        """False: its lines along x and along y go through one network."""
+        return False
+
+
+class SuperresConfig(_Family):
+    """Enlarges the clips of another export, frame by frame: cascades (arXiv 2106.15282)."""
+
+    kind: Literal["superres"] = Field("superres", description="model family")
+    base: str = Field("", description="export whose clips are enlarged: folder or s3://")
+    factor: Literal[2, 4, 8] = Field(4, description="how many times as high and wide")
+    blocks: int = Field(4, ge=1, le=64, description="residual blocks at the low resolution")
+    noise: float = Field(
+        0.1, gt=0, le=1, description="most noise on small clips in training, of the [-1, 1] range"
+    )
+    noise_drawn: float = Field(
+        0.02, ge=0, le=1, description="noise on the base's clips, of the [-1, 1] range"
+    )
+
+    @model_validator(mode="after")
+    def _trained_so_far(self) -> Self:
+        if self.noise_drawn > self.noise:
+            raise ValueError(
+                f"noise_drawn={self.noise_drawn:g} is more than noise={self.noise:g}, the most "
+                "that training shows; lower it"
+            )
+        return self
 
 
 class Conv3dConfig(_Family):
@@ -99,6 +133,7 @@ ModelConfig = Annotated[
     | UpsamplingConfig
     | ResidualConfig
     | TriplaneConfig
+    | SuperresConfig
     | Conv3dConfig
     | DcganConfig
     | MlpConfig,
@@ -152,5 +187,7 @@ class ConditionsConfig(Section):
 
 
 def families() -> dict[str, type[Section]]:
-    """Model kind to its config class."""
-    return tree.variants(ModelConfig)
+    """Model kind to its config class, of those that draw clips by themselves: not superres."""
+    kinds = tree.variants(ModelConfig)
+    del kinds["superres"]
+    return kinds

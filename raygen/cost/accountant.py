@@ -31,6 +31,7 @@ from raygen.cost.entries import Entry, Freed, Held, Kept, Lease, Lost, Reason, R
 from raygen.cost.ledger import Ledger
 from raygen.cost.prices import price
 from raygen.errors import ClusterError, ConfigError, StorageError
+from raygen.gauges import MONEY, Gauges
 
 LOOK_EVERY_S = 1.0
 FIRST_S = 60.0  # until workers have made a first step
@@ -85,10 +86,12 @@ class Accountant:
         self._gone: dict[str, Reason] = {}
         self._promised: dict[str, tuple[float, float]] = {}
         self._notes: list[str] = []
+        self._refused: set[tuple[str, str]] = set()  # types and zones of which that was said
         self._kept: Kept | None = None
         self._failing = self._stopped = self._superseded = self._full = False
         self._now = _Snapshot()
         self._read_at = 0.0
+        self._gauges = Gauges(MONEY, "place", self.ledger.place)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="accountant", daemon=True)
 
@@ -272,6 +275,7 @@ class Accountant:
         leases = {x.node: x for x in book.open.values() if x.node in nodes}
         self._cluster.renew(leases)
         self._now = self._seen(book, nodes, leases, now)
+        self._gauges.show(**book.figures(now))
 
     def _seen(
         self, book: Book, nodes: Mapping[str, Node], leases: Mapping[str, Lease], now: float
@@ -324,9 +328,10 @@ class Accountant:
             return lease.hourly
         listed = price(lease.type)
         if listed.cloud != "aws" or not lease.zone:
-            return min(listed.spot, lease.hourly)
+            return min(listed.usual(lease.zone), lease.hourly)
         quote = spot.highest(lease.type, lease.zone, lease.since, end)
-        if quote.refused:
+        if quote.refused and (lease.type, lease.zone) not in self._refused:
+            self._refused.add((lease.type, lease.zone))
             self._say(quote.refused)
         return min(quote.hourly, lease.hourly)
 

@@ -8,7 +8,7 @@ so what no trial held is booked too: idle, or head.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -122,10 +122,34 @@ class Book:
         """Dollars spent up to `now`, and up to then what is still open at its highest price."""
         return self._paid + sum(_accrued(lease, now) for lease in self.open.values())
 
+    def between(self, begin: float, end: float) -> float:
+        """Dollars spent from one moment to another."""
+        spans = [self._span(lease, end) for lease in self.leases.values()]
+        off = [entry for entry in self._written_off.values() if begin <= entry.at < end]
+        return sum(
+            hourly * max(0.0, min(until, end) - max(since, begin)) / HOUR
+            for since, until, hourly in spans
+        ) + sum(entry.dollars for entry in off)
+
     def reserved(self, now: float) -> float:
         """Dollars that may still go after `now`: on open leases, drain-down included, and kept."""
         owed = sum(lease.dollars - _accrued(lease, now) for lease in self.open.values())
         return owed + self.kept
+
+    def figures(self, now: float) -> dict[str, float]:
+        """What of it is exported: see raygen.gauges."""
+        here = [lease for lease in self.open.values() if lease.gone_by > now]
+        markets = Counter(lease.market for lease in here)
+        ends = Counter(settled.reason for settled in self.settled.values())
+        return {
+            "raygen_dollars": self.spent(now),
+            "raygen_dollars_per_hour": sum(lease.hourly for lease in here),
+            "raygen_dollars_reserved": self.reserved(now),
+            "raygen_nodes_spot": markets["spot"],
+            "raygen_nodes_on_demand": markets["on-demand"],
+            "raygen_nodes_preempted": ends["preempted"],
+            "raygen_nodes_failed": ends["failed"],
+        }
 
     def lease_of(self, node: str) -> Lease | None:
         """The open lease of a node."""

@@ -13,6 +13,7 @@ import botocore.exceptions as aws
 from raygen.cost.book import Book
 from raygen.cost.entries import Entry, Lease, Settled
 from raygen.cost.ledger import Ledger
+from raygen.cost.prices import price
 from raygen.cost.spot import region
 from raygen.errors import AccessError
 
@@ -48,7 +49,7 @@ def settle(ledger: Ledger) -> list[str]:
 
 def _ended(lease: Lease) -> float | None:
     """When the machine of a lease was ended, where AWS says so."""
-    if not lease.instance:
+    if not lease.instance or price(lease.type).cloud != "aws":
         return None
     try:
         client = boto3.client("ec2", region_name=region(lease.zone))

@@ -40,6 +40,10 @@ class Price:
         home = not zone or self.cloud == "local" or zone.startswith(tuple(_document()["home"]))
         return self.on_demand if home else self.on_demand * float(_document()["elsewhere"])
 
+    def usual(self, zone: str = "") -> float:
+        """What an hour of spot usually costs in a zone: dearer by as much as on demand is."""
+        return self.spot * self.ceiling(zone) / self.on_demand
+
     def dollars(self, seconds: float, nodes: int = 1) -> float:
         """What `nodes` such nodes cost for `seconds`, on demand."""
         return self.on_demand * nodes * seconds / 3600

@@ -53,8 +53,8 @@ def highest(type_: str, zone: str, since: float, until: float) -> Quote:
 
 
 def region(zone: str) -> str:
-    """The region of an AWS zone: us-east-1 of us-east-1a."""
-    return zone.rstrip("abcdefghij")
+    """The region of a zone: us-east-1 of us-east-1a, us-central1 of GCP's us-central1-a."""
+    return zone.rstrip("abcdefghij").rstrip("-")
 
 
 def _absurd(history: list[tuple[float, datetime]], since: float, bound: float) -> str:

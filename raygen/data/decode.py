@@ -35,6 +35,7 @@ from raygen.data.container import (
 )
 from raygen.data.frames import Clip, Scaler, check_size
 from raygen.errors import DataError
+from raygen.sides import Size, sides
 
 __all__ = [
     "CENTRE",
@@ -94,14 +95,14 @@ def decode(
     start: float,
     frames: int,
     fps: float,
-    size: int,
+    size: Size,
     crop: tuple[float, float] = CENTRE,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Clip:
-    """One clip [frames, size, size, 3] that begins `start` seconds into the video.
+    """One clip [frames, H, W, 3] of `size` that begins `start` seconds into the video.
 
-    Frame k is the one on screen at start + k / fps; the shorter side is scaled to `size` and the
-    longer one cut, `crop` (0 to 1, from the left and from the top) being the share of it that is
+    Frame k is the one on screen at start + k / fps; it is scaled until it covers H and W and what
+    juts out is cut, `crop` (0 to 1, from the left and from the top) being the share of it that is
     cut off before. Seeks to the keyframe before `start`, and decodes from the beginning where the
     file cannot be sought. Raises DataError where the video is broken or ends before the clip does.
     """
@@ -113,9 +114,9 @@ def decode(
 
 
 def decode_all(
-    source: Source, *, fps: float, size: int, seconds: float, limits: Limits = DEFAULT_LIMITS
+    source: Source, *, fps: float, size: Size, seconds: float, limits: Limits = DEFAULT_LIMITS
 ) -> Clip:
-    """The whole of a short video [T, size, size, 3] at `fps`; `seconds` is what probing said.
+    """The whole of a short video [T, H, W, 3] at `fps`; `seconds` is what probing said.
 
     A container may promise more than it holds: the clip ends with the last frame there is.
     """
@@ -133,7 +134,7 @@ class _Missed(Exception):
 
 
 def _clip(
-    source: Source, times: list[float], size: int, crop: tuple[float, float], limits: Limits
+    source: Source, times: list[float], size: Size, crop: tuple[float, float], limits: Limits
 ) -> Clip:
     """The pictures on screen at the ascending `times`, up to where the video ends."""
     for before in PREROLLS:
@@ -150,7 +151,7 @@ def _clip(
 def _span(
     source: Source,
     times: list[float],
-    size: int,
+    size: Size,
     crop: tuple[float, float],
     limits: Limits,
     seek: float | None = None,
@@ -171,7 +172,7 @@ def _span(
                 pictures += [scaler(frame)] * wanted
                 if len(pictures) == len(times):
                     break
-        return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
+        return np.stack(pictures) if pictures else np.empty((0, *sides(size), 3), np.uint8)
 
 
 def _shown(video: Video, ticks: list[float]) -> Iterator[tuple[av.VideoFrame, float]]:

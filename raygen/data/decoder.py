@@ -59,7 +59,8 @@ class Decoder:
         """
         requests = self._requests(wanted.values())
         config = self.config
-        clips = np.empty((len(wanted), config.frames, config.size, config.size, 3), np.uint8)
+        shape = (len(wanted), config.frames, config.height, config.width, 3)
+        clips = np.empty(shape, np.uint8)
         made = self._make(requests, clips)
         good = [i for i, result in enumerate(made) if not isinstance(result, str)]
         seconds = np.array([made[i] for i in good], np.float32).reshape(-1, 2)
@@ -136,7 +137,9 @@ class Decoder:
         if self.kept is not None:
             # Only clips that begin on the cache's grid are ever met again.
             start = grid.snap(start, low, high, self.config)
-        # A square has no room to move in, and the sandbox keeps what is cut at the centre.
-        crop = plans.CENTRE if video["width"] == video["height"] else span.crop
+        # A square in a square has no room to move in, and the sandbox keeps what is cut at the
+        # centre.
+        square = self.config.height == self.config.width and video["width"] == video["height"]
+        crop = plans.CENTRE if square else span.crop
         uri, etag, offset, size = (video[name] for name in ("uri", "etag", "offset", "bytes"))
         return Request(uri, etag, offset, size, seconds, start, crop, low, high)

@@ -1,8 +1,9 @@
 """Decoded frames to upright RGB pictures of one size: libswscale's scaling, the colours put right.
 
 A picture is what a player shows. The display matrix is applied (turns and mirror images), pixels
-that are not square come out square, the shorter side is scaled to `size`, and the longer one is
-cut where `crop` says. Scaling averages areas, so that ten pixels to one does not alias.
+that are not square come out square, the picture is scaled until it covers the size asked for, and
+what juts out is cut where `crop` says. Scaling averages areas, so that ten pixels to one does not
+alias.
 
 Colour: the range and the matrix are the frame's own. A frame that names no matrix is BT.709 from
 1280 pixels of width or 577 of height on and BT.601 below, as in mpv (libswscale: always BT.601).
@@ -27,6 +28,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
 from raygen.errors import DataError
+from raygen.sides import Size, sides
 
 Clip = NDArray[np.uint8]
 """Frames [T, H, W, 3], RGB, 0 to 255; a picture is one of them."""
@@ -82,19 +84,20 @@ class Scaler:
     """The frames of one stream to pictures; libswscale's tables are kept from frame to frame."""
 
     def __init__(
-        self, size: int, crop: tuple[float, float], *, aspect: Fraction, megapixels: float
+        self, size: Size, crop: tuple[float, float], *, aspect: Fraction, megapixels: float
     ) -> None:
-        """`size` in pixels; `crop` the share of what is cut off that is cut off at the left and
-        at the top, each in [0, 1]; `aspect` the width of a pixel over its height.
+        """`size` of the pictures; `crop` the share of what is cut off that is cut off at the
+        left and at the top, each in [0, 1]; `aspect` the width of a pixel over its height.
         """
-        self.size, self.crop, self.aspect, self.megapixels = size, crop, aspect, megapixels
+        self.height, self.width = sides(size)
+        self.crop, self.aspect, self.megapixels = crop, aspect, megapixels
         self._swscale = VideoReformatter()
         self._recipes: dict[tuple[object, ...], _Recipe] = {}
         self._turn: Turn | None = None
 
     def __call__(self, frame: av.VideoFrame) -> Clip:
-        """The picture [size, size, 3], perhaps a view. Raises DataError for colours that cannot be
-        converted, and for frames larger than `megapixels` before or after scaling.
+        """The picture [height, width, 3], perhaps a view. Raises DataError for colours that cannot
+        be converted, and for frames larger than `megapixels` before or after scaling.
         """
         if self._turn is None:
             self._turn = Turn.of(frame)
@@ -107,7 +110,7 @@ class Scaler:
             frame.color_trc,
         )
         if (recipe := self._recipes.get(key)) is None:
-            recipe = self._recipes[key] = self._recipe(frame)
+            recipe = self._recipes[key] = self._recipe(frame, self._turn)
         try:
             scaled = self._swscale.reformat(
                 frame,
@@ -127,16 +130,20 @@ class Scaler:
             picture = recipe.finish(picture)
         picture = self._turn(picture)
         top, left = (
-            int(share * (side - self.size))
-            for share, side in zip(self.crop[::-1], picture.shape[:2], strict=True)
+            int(share * (there - wanted))
+            for share, there, wanted in zip(
+                self.crop[::-1], picture.shape[:2], (self.height, self.width), strict=True
+            )
         )
-        return picture[top : top + self.size, left : left + self.size]
+        return picture[top : top + self.height, left : left + self.width]
 
-    def _recipe(self, frame: av.VideoFrame) -> _Recipe:
+    def _recipe(self, frame: av.VideoFrame, turn: Turn) -> _Recipe:
         width, height = frame.width, frame.height
-        scale = self.size / min(width * self.aspect, Fraction(height))
-        scaled_width = max(self.size, round(width * self.aspect * scale))
-        scaled_height = max(self.size, round(height * scale))
+        # As the frame lies: it comes upright once it is small.
+        wide, high = (self.height, self.width) if turn.transposed else (self.width, self.height)
+        scale = max(wide / (width * self.aspect), Fraction(high, height))
+        scaled_width = max(wide, round(width * self.aspect * scale))
+        scaled_height = max(high, round(height * scale))
         check_size(width, height, self.megapixels)
         if scaled_width * scaled_height > self.megapixels * 1e6:
             raise DataError(f"is too narrow a strip ({width}x{height} pixels) to cut a clip from")

@@ -119,7 +119,7 @@ def _pieces(catalogue: Catalogue, config: DataConfig) -> Iterator[dict[str, Any]
         ):
             frames = decode.frame_count(seconds, config.fps)
             video = {"uri": uri, "etag": etag, "offset": offset, "bytes": size, "seconds": seconds}
-            video["whole"] = frames * config.size * config.size * 3 <= kept_bytes
+            video["whole"] = frames * config.height * config.width * 3 <= kept_bytes
             shots = itertools.pairwise([0.0, *(cuts or ()), seconds])
             clips = [
                 {"low": low, "high": high, "first": first}

@@ -23,7 +23,7 @@ CENTRE = (0.5, 0.5)
 class Span:
     """Row `row` of the catalogue, from `start` in [0, 1): the share of its spare time.
 
-    `crop` is where the square is cut, as fractions in [0, 1] of the spare width and height.
+    `crop` is where the picture is cut, as fractions in [0, 1] of the spare width and height.
     """
 
     row: int

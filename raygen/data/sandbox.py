@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.data.warden import PROGRESS, Warden, table_bytes
+from raygen.sides import Size, sides
 
 if TYPE_CHECKING:
     # The child imports this module, and starts sooner without pydantic.
@@ -79,7 +80,7 @@ class Settings:
     """What a child is told once: the shape of clips, and its limits in bytes and megapixels."""
 
     frames: int
-    size: int
+    size: Size
     fps: float
     cache_bytes: int
     memory_bytes: int
@@ -101,9 +102,9 @@ class Work:
 class Slab:
     """Memory that both processes map: a row of progress for each request, then as many clips."""
 
-    def __init__(self, fd: int, slots: int, frames: int, size: int) -> None:
+    def __init__(self, fd: int, slots: int, frames: int, size: Size) -> None:
         self.slots = slots
-        table, shape = table_bytes(slots), (slots, frames, size, size, 3)
+        table, shape = table_bytes(slots), (slots, frames, *sides(size), 3)
         self.nbytes = table + math.prod(shape)
         if os.fstat(fd).st_size < self.nbytes:
             os.ftruncate(fd, self.nbytes)

@@ -19,6 +19,7 @@ from raygen.data.frames import Clip
 from raygen.data.sandbox import Request, Settings, Slab, Work
 from raygen.data.ward import FETCHING_BYTES, Memory, local_file, reason, serve
 from raygen.errors import AccessError, DataError
+from raygen.sides import sides
 
 # Videos fetched ahead of the one being decoded: so many, and together so large.
 AHEAD = 4
@@ -116,8 +117,9 @@ class Child:
         A crop of its own for each clip leaves nothing to keep.
         """
         frames = decode.frame_count(request.seconds, self.settings.fps)
-        size = frames * self.settings.size**2 * 3
-        return request.crop == decode.CENTRE and size <= self.cache.limit // 8
+        height, width = sides(self.settings.size)
+        fits = frames * height * width * 3 <= self.cache.limit // 8
+        return request.crop == decode.CENTRE and fits
 
     def _jobs(self, work: Work) -> Iterator[_Job]:
         """The requests in order, each with its bytes on their way before its turn."""

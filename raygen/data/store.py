@@ -26,6 +26,8 @@ from raygen.errors import StorageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+_WRITING = ".raygen-writing-"  # a local file that is no object yet: never listed
+
 
 @dataclass(frozen=True)
 class Object:
@@ -63,7 +65,10 @@ def list_objects(uri: str, *, start_after: str = "", recursive: bool = True) -> 
         found = [root] if root.is_file() else _files(root, recursive)
         for path in found:
             if str(path) > start_after:
-                stat = path.stat()
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:  # deleted since its folder was read
+                    continue
                 yield Object(str(path), stat.st_size, _etag(stat))
         return
     bucket, _ = s3.split(uri)
@@ -205,7 +210,7 @@ def write_bytes(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
     path = Path(uri)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_WRITING, delete=False) as file:
             written = Path(file.name)
             try:
                 file.write(data)
@@ -278,6 +283,8 @@ def _etag(stat: os.stat_result) -> str:
 def _files(folder: str | Path, recursive: bool) -> Iterator[Path]:
     """The files below `folder` in the order in which S3 lists keys; links to folders are not."""
     for entry in _entries(folder):
+        if entry.name.startswith(_WRITING):
+            continue
         if entry.is_file():
             yield Path(entry.path)
         elif recursive and entry.is_dir(follow_symlinks=False):

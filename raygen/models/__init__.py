@@ -20,6 +20,7 @@ from raygen.config import (
     MlpConfig,
     ModelConfig,
     ResidualConfig,
+    SuperresConfig,
     TriplaneConfig,
     TwoStreamConfig,
     UpsamplingConfig,
@@ -30,14 +31,19 @@ from raygen.models.critics import StridedCritic
 from raygen.models.generators import TransposedGenerator, UpsamplingGenerator
 from raygen.models.residual import ResidualGenerator
 from raygen.models.residual_critic import FrameCritic, JointCritic, ResidualCritic
+from raygen.models.superres import Cascade, SuperresCritic, SuperresGenerator, enlarged
 from raygen.models.timed import Timed
 from raygen.models.triplane import TriplaneGenerator
 from raygen.models.twostream import TwoStreamGenerator
 
 __all__ = [
+    "Cascade",
+    "SuperresGenerator",
     "Timed",
+    "any_length",
     "build_critic",
     "build_generator",
+    "enlarged",
     "parameter_count",
     "recompute_activations",
 ]
@@ -50,7 +56,8 @@ def build_generator(
 ) -> nn.Module:
     """`forward(z_BD, y_B) -> x_BCTHW` in [-1, 1]; D is `model.latent_dim`.
 
-    A `Timed` one also draws any other times: `forward(z_BD, y_B, times)`.
+    A `Timed` one also draws any other times: `forward(z_BD, y_B, times)`. That of `superres` takes
+    conditions with a small clip, which in a `Cascade` its base has drawn.
     """
     match model:
         case MlpConfig():
@@ -65,6 +72,8 @@ def build_generator(
             return ResidualGenerator(model, data, classes, conditions)
         case TriplaneConfig():
             return TriplaneGenerator(model, data, classes, conditions)
+        case SuperresConfig():
+            return SuperresGenerator(model, data, classes, conditions)
         case _:
             return TransposedGenerator(model, data, classes, conditions)
 
@@ -89,8 +98,17 @@ def _clip_critic(
             return DcganCritic(model, data, classes, conditions)
         case ResidualConfig() | TriplaneConfig():
             return ResidualCritic(model, data, classes, conditions)
+        case SuperresConfig():
+            return SuperresCritic(model, data, classes, conditions)
         case _:
             return StridedCritic(model, data, classes, conditions)
+
+
+def any_length(generator: nn.Module) -> bool:
+    """Whether it draws clips of any length at any frame rate."""
+    if isinstance(generator, Cascade):
+        return any_length(generator.base)
+    return isinstance(generator, Timed)
 
 
 def recompute_activations(network: nn.Module) -> None:

@@ -5,6 +5,7 @@ Names carry shapes: B clips, C channels, T frames, H height, W width, N = B * T 
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from raygen.conditions import Condition, ConditionEmbedding, keep_frame, output_channels
 from raygen.config import ConditionsConfig, DataConfig, DcganConfig, MlpConfig
-from raygen.models.blocks import Projection, Recomputing, pyramid
+from raygen.models.blocks import BatchNorm, Projection, Recomputing, pyramid
 from raygen.models.path import moving
 
 _RGB = 3
@@ -29,7 +30,7 @@ class MlpGenerator(Recomputing):
         self, model: MlpConfig, data: DataConfig, classes: int, conditions: ConditionsConfig
     ) -> None:
         super().__init__()
-        self.shape = (output_channels(conditions), data.frames, data.size, data.size)
+        self.shape = (output_channels(conditions), data.frames, data.height, data.width)
         units = model.generator_width
         self.embedding = ConditionEmbedding(classes, model.class_dim, conditions, data.size)
         self.layers = nn.Sequential(
@@ -54,7 +55,7 @@ class MlpCritic(Recomputing):
         self, model: MlpConfig, data: DataConfig, classes: int, conditions: ConditionsConfig
     ) -> None:
         super().__init__()
-        pixels = _RGB * data.frames * data.size**2
+        pixels = _RGB * data.frames * data.height * data.width
         self.pieces = nn.Linear(pixels, _PIECES * model.critic_width)
         self.head = Projection(model.critic_width, model.class_dim, classes, conditions)
 
@@ -74,13 +75,14 @@ class DcganGenerator(nn.Module):
         super().__init__()
         self.frames = data.frames
         shape = pyramid(data.frames, data.size)
-        self.side = shape.base_THW[1]
+        self.base_HW = shape.base_THW[1:]
         channels = [*shape.channels(model.generator_width), output_channels(conditions)]
         self.embedding = ConditionEmbedding(classes, model.class_dim, conditions, data.size)
-        self.project = nn.Linear(model.latent_dim + model.class_dim, channels[0] * self.side**2)
+        area = math.prod(self.base_HW)
+        self.project = nn.Linear(model.latent_dim + model.class_dim, channels[0] * area)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
-            layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+            layers += [BatchNorm(inputs), nn.ReLU()]
             # The norm that follows takes a bias away again.
             layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=outputs == _RGB))
         self.layers = nn.Sequential(*layers)
@@ -91,7 +93,7 @@ class DcganGenerator(nn.Module):
         z_NZ = moving(z_BD, times_T, self.frames).flatten(0, 1)
         e_NC = self.embedding(y_B).repeat_interleave(self.frames, 0)
         base_NL = self.project(torch.cat([z_NZ, e_NC], 1))
-        x_NCHW = self.layers(base_NL.unflatten(1, (-1, self.side, self.side)))
+        x_NCHW = self.layers(base_NL.unflatten(1, (-1, *self.base_HW)))
         x_BCTHW = torch.tanh(x_NCHW.unflatten(0, (len(z_BD), -1)).transpose(1, 2))
         return keep_frame(x_BCTHW, y_B)
 
@@ -109,11 +111,11 @@ class DcganCritic(nn.Module):
         for inputs, outputs in pairwise(channels):
             layers.append(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=inputs == _RGB))
             if inputs != _RGB:
-                layers.append(nn.BatchNorm2d(outputs))
+                layers.append(BatchNorm(outputs))
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers)
         self.head = Projection(
-            channels[-1] * shape.base_THW[1] ** 2, model.class_dim, classes, conditions
+            channels[-1] * math.prod(shape.base_THW[1:]), model.class_dim, classes, conditions
         )
 
     def forward(self, x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raygen.conditions import Condition, ConditionEmbedding
 from raygen.config import ConditionsConfig
+from raygen.sides import Size, sides
 
 Size3 = tuple[int, int, int]
 
@@ -40,20 +41,22 @@ class Pyramid(NamedTuple):
         return [width * min(2**k, 8) for k in reversed(range(len(self.strides)))]
 
 
-def pyramid(frames: int, size: int) -> Pyramid:
+def pyramid(frames: int, size: Size) -> Pyramid:
     """Halves `size` (pixels) down to 4 to 7, and `frames` beside it down to 2 or an odd number.
+
+    Of a size that is no square, until the shorter side is 4 to 7 or one of them is odd.
 
     Time is halved at the coarse end, so the generator settles the motion first and the finest
     layers work frame by frame where the clip has more halvings in space than in time.
     """
-    levels, side = 0, size
-    while side % 2 == 0 and side >= 8:
-        levels, side = levels + 1, side // 2
+    levels, (height, width) = 0, sides(size)
+    while height % 2 == width % 2 == 0 and min(height, width) >= 8:
+        levels, height, width = levels + 1, height // 2, width // 2
     temporal, length = 0, frames
     while temporal < levels and length % 2 == 0 and length >= 4:
         temporal, length = temporal + 1, length // 2
     strides: tuple[Size3, ...] = ((2, 2, 2),) * temporal + ((1, 2, 2),) * (levels - temporal)
-    return Pyramid((length, side, side), strides)
+    return Pyramid((length, height, width), strides)
 
 
 def strided_conv(in_channels: int, out_channels: int, stride: Size3) -> nn.Conv3d:
@@ -86,6 +89,27 @@ def pixel_norm(x_BCTHW: Tensor) -> Tensor:
 def group_norm(channels: int) -> nn.GroupNorm:
     """Eight groups; a layer narrower than that, or not divisible, takes what divides it."""
     return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of pictures or clips [B, C, ...]; float32 whatever the weights are kept in.
+
+    In bfloat16 DeepSpeed keeps weights, and leaves running statistics as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.BatchNorm3d, of the type of `x`."""
+        y = F.batch_norm(
+            x.float(),
+            self.running_mean,
+            self.running_var,
+            self.weight.float(),
+            self.bias.float(),
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+        return y.to(x.dtype)
 
 
 class Recomputing(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raygen.conditions import Condition
 from raygen.config import ConditionsConfig, DataConfig, ModelConfig
-from raygen.models.blocks import Projection, Recomputing, pyramid, strided_conv
+from raygen.models.blocks import BatchNorm, Projection, Recomputing, pyramid, strided_conv
 
 _RGB = 3
 _BLOCK = 2  # layers recomputed together: a convolution and what follows it
@@ -25,19 +25,21 @@ class StridedCritic(Recomputing):
     in DCGAN (arXiv 1511.06434, section 3).
     """
 
+    inputs = _RGB  # channels of what it is shown
+
     def __init__(
         self, model: ModelConfig, data: DataConfig, classes: int, conditions: ConditionsConfig
     ) -> None:
         super().__init__()
         shape = pyramid(data.frames, data.size)
-        channels = [_RGB, *reversed(shape.channels(model.critic_width))]
+        channels = [self.inputs, *reversed(shape.channels(model.critic_width))]
         layers: list[nn.Module] = []
         for (inputs, outputs), stride in zip(
             pairwise(channels), reversed(shape.strides), strict=True
         ):
             layers.append(strided_conv(inputs, outputs, stride))
-            if model.batch_statistics and inputs != _RGB:
-                layers.append(nn.BatchNorm3d(outputs))
+            if model.batch_statistics and inputs != self.inputs:
+                layers.append(BatchNorm(outputs))
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers)
         features = channels[-1] * shape.base_volume

@@ -17,6 +17,7 @@ from raygen.config import (
     UpsamplingConfig,
 )
 from raygen.models.blocks import (
+    BatchNorm,
     Recomputing,
     UpsamplingBlock,
     group_norm,
@@ -107,5 +108,5 @@ class UpsamplingGenerator(Recomputing):
 
 def _norm(model: StridedConfig | Conv3dConfig, channels: int) -> nn.Module:
     if model.batch_statistics:
-        return nn.BatchNorm3d(channels)
+        return BatchNorm(channels)
     return group_norm(channels)

@@ -10,6 +10,7 @@ Names carry shapes: B clips, T frames, K knots, N images, C channels, S style di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -24,7 +25,7 @@ from raygen.models.path import timeline
 from raygen.models.timed import Finish, FrameLevel, Timed
 
 _STEP = 2  # frames between knots
-_TRUNK_SIDE = 16  # pixels: above this, frame by frame
+_TRUNK_SIDE = 16  # pixels, of the shorter side: above this, frame by frame
 _WINDOW = 2  # knots to either side that attention looks at
 
 
@@ -40,13 +41,14 @@ class ResidualGenerator(Timed):
     ) -> None:
         super().__init__(model, data, classes, conditions)
         shape = pyramid(data.frames, data.size)
-        self.side = shape.base_THW[1]
+        self.base_HW = shape.base_THW[1:]
         channels = shape.channels(model.generator_width)
         # The last level before the pixels is the frames' own: detail is not tied to the knots.
-        sides = [self.side << level for level in range(len(channels))]
-        trunk = max(sum(side <= min(_TRUNK_SIDE, data.size // 4) for side in sides), 1)
+        sides = [min(self.base_HW) << level for level in range(len(channels))]
+        most = min(_TRUNK_SIDE, data.height // 4, data.width // 4)
+        trunk = max(sum(side <= most for side in sides), 1)
         branches = 2 * trunk + len(channels)
-        self.project = nn.Linear(self.style_dim, channels[0] * self.side**2)
+        self.project = nn.Linear(self.style_dim, channels[0] * math.prod(self.base_HW))
         self.trunk = nn.ModuleList(
             KnotLevel(inputs, outputs, self.style_dim, branches, doubles=level > 0)
             for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels[:trunk]]))
@@ -71,7 +73,7 @@ class ResidualGenerator(Timed):
         e_BC = self.embedding(y_B)
         style_BKS = self.style_at(z_BD, e_BC, line.knots_K)
         base_BKN = self.project(style_BKS)
-        x_BKCHW = base_BKN.unflatten(2, (-1, self.side, self.side))
+        x_BKCHW = base_BKN.unflatten(2, (-1, *self.base_HW))
         for level in self.trunk:
             x_BKCHW = self.run(level, x_BKCHW, style_BKS)
             style_BKS = style_BKS[:, 1:-1]

@@ -47,14 +47,14 @@ class ResidualCritic(Recomputing):
         first, *strides = reversed(shape.strides)
         self.stem = strided_conv(_RGB, channels[0], first)
         branches = 2 * len(channels)
-        frames, side = data.frames // first[0], data.size // 2
+        frames, height, width = data.frames // first[0], data.height // 2, data.width // 2
         levels: list[nn.Module] = []
         for (inputs, outputs), stride in zip(
             pairwise([*channels, channels[-1]]), [*strides, (1, 1, 1)], strict=True
         ):
-            attends = model.attention and side <= _ATTENTION_SIDE
+            attends = model.attention and height * width <= _ATTENTION_SIDE**2
             levels.append(CriticLevel(inputs, outputs, stride, branches, frames if attends else 0))
-            frames, side = frames // stride[0], side // stride[1]
+            frames, height, width = frames // stride[0], height // stride[1], width // stride[2]
         self.levels = nn.ModuleList(levels)
         self.head = Projection(
             channels[-1] * shape.base_volume, model.class_dim, classes, conditions
@@ -117,14 +117,15 @@ class FrameCritic(Recomputing):
         for inputs, outputs in pairwise(channels):
             self.layers.append(initialised(nn.Conv2d(inputs, outputs, 4, 2, 1)))
             self.layers.append(nn.LeakyReLU(0.2))
-        side = data.size >> (len(channels) - 1)
-        self.head = Projection(channels[-1] * side**2, model.class_dim, classes, conditions)
+        halvings = len(channels) - 1
+        area = (data.height >> halvings) * (data.width >> halvings)
+        self.head = Projection(channels[-1] * area, model.class_dim, classes, conditions)
 
     def forward(self, x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
         """Clips [B, 3, T, H, W] in [-1, 1] and conditions, or class ids (int64) -> logits [B]."""
         x_NCHW = x_BCTHW[:, :, self.frames].transpose(1, 2).flatten(0, 1)
         x_NCHW = self.run_layers(self.layers, 2, x_NCHW)
-        y_N = Condition.of(y_B).each(len(self.frames))
+        y_N = Condition.of(y_B)._replace(low_BCTHW=None).each(len(self.frames))
         logit_N: Tensor = self.head(x_NCHW, y_N)
         return logit_N.view(len(x_BCTHW), -1).mean(1)
 

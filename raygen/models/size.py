@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raygen.config import Config
+from raygen.conditions import Condition
+from raygen.config import Config, SuperresConfig
 from raygen.models import build_critic, build_generator, parameter_count
 
 
@@ -30,7 +31,11 @@ def size_of(config: Config, classes: int = 4) -> Size:
         shape = (config.model, data, classes, config.conditions)
         generator, critic = build_generator(*shape).eval(), build_critic(*shape).eval()
         z_BD = torch.empty(1, config.model.latent_dim)
-        y_B = torch.zeros(1, dtype=torch.int64)
+        y_B = Condition.of(torch.zeros(1, dtype=torch.int64))
+        if isinstance(config.model, SuperresConfig):
+            sides = (data.height // config.model.factor, data.width // config.model.factor)
+            low_BCTHW = torch.empty(1, 3, data.frames, *sides)
+            y_B = y_B._replace(low_BCTHW=low_BCTHW, noise_B=torch.zeros(1))
         with FlopCounterMode(display=False) as drawing, torch.no_grad():
             x_BCTHW = generator(z_BD, y_B)
         with FlopCounterMode(display=False) as judging, torch.no_grad():

@@ -23,8 +23,8 @@ from raygen.models.blocks import Recomputing, Size3, group_norm, pyramid, transp
 
 # At first a quarter of each pixel is foreground: what stands still is learnt as such.
 _MASK = -1.0
-# Nothing at the Nyquist frequency, three quarters at half of it, all at zero.
-_LOW_PASS = (-1 / 16, 4 / 16, 10 / 16, 4 / 16, -1 / 16)
+# 1 - sin^6(w / 2): nothing at the Nyquist frequency, seven eighths at half of it, all at zero.
+_LOW_PASS = (1 / 64, -6 / 64, 15 / 64, 44 / 64, 15 / 64, -6 / 64, 1 / 64)
 
 
 class TwoStreamGenerator(Recomputing):

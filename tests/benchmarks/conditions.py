@@ -37,7 +37,6 @@ HELD_OUT = 14  # of the 68 combinations
 CLASSES = synthetic.class_names(68)
 CLIPS_PER_CAPTION = 8  # judged
 OVERRIDES: dict[str, Any] = {
-    "model.kind": "upsampling",
     "train.zero_stage": 0,
     "train.steps": 1_000_000,
     # Every clip is rendered anew: nothing to remember, and nothing to augment.
@@ -92,7 +91,7 @@ def split(seed: int) -> tuple[list[str], list[str]]:
 def render(name: str, config: Config, rng: np.random.Generator) -> video.Clips:
     colour, shape, motion = name.split("-")
     way = synthetic.path(motion, config.data.frames, rng)
-    return synthetic.render(shape, colour, way, config.data.size, rng)
+    return synthetic.render(shape, colour, way, config.data.height, rng)
 
 
 def judge_of_the_judge(config: Config, rng: np.random.Generator) -> float:
@@ -108,9 +107,9 @@ def truth(name: str) -> shapes_judge.Shown:
 
 def train(config: Config, names: Sequence[str], minutes: float) -> tuple[torch.nn.Module, int]:
     """The averaged generator after so much CPU time, and its steps."""
-    import deepspeed
     from torch import distributed
 
+    from raygen import ranks
     from raygen.engine import Pair
     from raygen.models import build_generator
 
@@ -120,7 +119,7 @@ def train(config: Config, names: Sequence[str], minutes: float) -> tuple[torch.n
             port = str(probe.getsockname()[1])
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-        deepspeed.init_distributed("gloo")
+        ranks.join(torch.device("cpu"))
     pair = Pair(config, len(CLASSES), device=torch.device("cpu"), world_size=1)
     make = Conditioner(config.conditions, config.data.size)
     rng, rows = np.random.default_rng(config.seed), slice(0, config.train.batch_size)

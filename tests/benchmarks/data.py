@@ -247,7 +247,7 @@ def job(bench: Bench, catalogue: Catalogue, folder: Path) -> Job:
         [Video(row["uri"], row["duration"], row["width"], row["height"]) for row in rows],
         bench.shards,
         CONFIG.frames,
-        CONFIG.size,
+        CONFIG.height,
         CONFIG.fps,
         WORKERS,
         SEED,

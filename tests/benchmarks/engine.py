@@ -33,6 +33,7 @@ from torch.utils.flop_counter import flop_registry
 
 from raygen.config import Config
 from raygen.draws import Draws
+from raygen.sides import in_full
 from tests.plain_pair import PlainPair
 
 CUDA = torch.cuda.is_available()
@@ -59,7 +60,7 @@ def main() -> None:
         steps = contestants(config)
         milliseconds = measure(steps, arguments.turns)
         gpu = on_gpu(config, steps, milliseconds) if CUDA else {}
-        shape = f"{config.data.frames}x{config.data.size}x{config.data.size}"
+        shape = f"{config.data.frames}x{in_full(config.data.size)}"
         columns = ["GiB", "TFLOP/s", "of ceiling"] if CUDA else []
         table = Table(f"{preset} {shape}", "ms a step", "clips/s", "of plain", *columns)
         for name, value in milliseconds.items():
@@ -81,14 +82,14 @@ def main() -> None:
 
 def join() -> None:
     """A process group of one."""
-    import deepspeed
+    from raygen import ranks
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ.update(rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deepspeed.init_distributed("nccl" if CUDA else "gloo")
+    ranks.join(torch.device("cuda" if CUDA else "cpu"))
 
 
 def contestants(config: Config) -> dict[str, Step]:
@@ -96,7 +97,8 @@ def contestants(config: Config) -> dict[str, Step]:
     from raygen.engine import Pair
 
     device = torch.device("cuda" if CUDA else "cpu")
-    shape = (config.train.batch_size, 3, config.data.frames, config.data.size, config.data.size)
+    data = config.data
+    shape = (config.train.batch_size, 3, data.frames, data.height, data.width)
     x = torch.rand(shape, device=device) * 2 - 1
     y = torch.randint(CLASSES, shape[:1], device=device)
     overrides: dict[str, dict[str, Any]] = {}

@@ -61,9 +61,12 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="where contact sheets and mp4 go")
     parser.add_argument("--keep", type=Path, help="where trainings are kept, to go on with")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="key=value for all, as train.precision=bf16")
     arguments = parser.parse_args()
     if arguments.child:
-        train(arguments.keep, arguments.child[0], int(arguments.child[1]), arguments.minutes)
+        kind, seed = arguments.child
+        config = config_of(kind, int(seed), arguments.overrides)
+        train(arguments.keep, config, arguments.minutes)
         return
     chosen = arguments.families.split(",") if arguments.families else list(families())
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +75,8 @@ def main() -> None:
         catalogue, config = prepare(kept, arguments.clips, arguments.fps)
         jobs = [(kind, seed) for kind in chosen for seed in range(arguments.seeds)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda job: start(kept, job[0], job[1], arguments.minutes), jobs))
+            each = [(kept, *job, arguments.minutes, arguments.overrides) for job in jobs]
+            list(pool.map(start, *zip(*each, strict=True)))
         console.print("judging")
         judge = Judge(
             *real_clips(catalogue, config), catalogue.classes, config.evaluate, config.seed
@@ -109,12 +113,12 @@ def prepare(kept: Path, folder: str | None, fps: float) -> tuple[Catalogue, Conf
     return catalogue, config
 
 
-def start(kept: Path, kind: str, seed: int, minutes: float) -> None:
+def start(kept: Path, kind: str, seed: int, minutes: float, overrides: Sequence[str]) -> None:
     """Trains in a child process, or finds that this was done."""
     if result(kept, kind, seed).is_file():
         return
     arguments = ["--child", kind, str(seed), "--minutes", str(minutes), "--keep", str(kept)]
-    command = [sys.executable, "-m", "tests.benchmarks.quality", *arguments]
+    command = [sys.executable, "-m", "tests.benchmarks.quality", *overrides, *arguments]
     log = kept / f"{kind}-{seed}.log"
     with log.open("wb") as file:
         one = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -130,12 +134,13 @@ def result(kept: Path, kind: str, seed: int) -> Path:
     return kept / f"{kind}-{seed}.npz"
 
 
-def config_of(kind: str, seed: int) -> Config:
+def config_of(kind: str, seed: int, overrides: Sequence[str] = ()) -> Config:
     preset = kind if kind in presets() else "tiny"
-    return Config.load(preset, {"model.kind": kind, "seed": seed, "train.zero_stage": 0})
+    own = {"model.kind": kind, "seed": seed, "train.zero_stage": 0}
+    return Config.parse(Config.load(preset, own).dump(), overrides)
 
 
-def train(kept: Path, kind: str, seed: int, minutes: float) -> None:
+def train(kept: Path, config: Config, minutes: float) -> None:
     """Trains the pair for so long, and leaves generated clips; the body of a child process."""
     import torch
 
@@ -149,7 +154,7 @@ def train(kept: Path, kind: str, seed: int, minutes: float) -> None:
     torch.set_num_threads(1)
     join()
     made = np.load(kept / "clips.npz")
-    config, classes, device = config_of(kind, seed), int(made["classes"]), torch.device("cpu")
+    classes, device = int(made["classes"]), torch.device("cpu")
     batches = batches_of(made["clips"], made["labels"], config)
     pair = Pair(config, classes, device=device, world_size=1)
     budget, began, step, spent = minutes * 60, time.process_time(), 0, 0.0
@@ -164,10 +169,10 @@ def train(kept: Path, kind: str, seed: int, minutes: float) -> None:
     z_ND = sampling.latents(range(len(labels)), config.model.latent_dim)
     y_N = Condition.of(torch.from_numpy(labels))
     clips = sampling.generate(generator.eval(), z_ND, y_N, device)
-    whole = result(kept, kind, seed)
-    partial = whole.with_suffix(".partial.npz")
-    np.savez(partial, clips=clips, labels=labels, steps=step)
-    partial.rename(whole)
+    whole = result(kept, config.model.kind, config.seed)
+    unfinished = whole.with_suffix(".partial.npz")
+    np.savez(unfinished, clips=clips, labels=labels, steps=step)
+    unfinished.rename(whole)
 
 
 def batches_of(clips: Clips, labels: Labels, config: Config) -> Iterator[tuple[Any, Any]]:

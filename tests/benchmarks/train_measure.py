@@ -49,11 +49,10 @@ def cpu(turns: int) -> dict[str, float]:
 
 def sharded() -> dict[int, dict[str, float]]:
     """Stage to the share of all parameters, and of all optimizer state, that this rank holds."""
-    import deepspeed
-
+    from raygen import ranks
     from raygen.engine import Pair
 
-    deepspeed.init_distributed("gloo")
+    ranks.join(torch.device("cpu"))
     shares = {}
     for stage in range(4):
         config = Config.load("tiny", {"train.zero_stage": stage, "train.critic_stage": stage})
@@ -61,7 +60,7 @@ def sharded() -> dict[int, dict[str, float]]:
         pair = Pair(config, CLASSES, device=torch.device("cpu"), world_size=size)
         data, share = config.data, config.train.batch_size // size
         rows = slice(rank * share, (rank + 1) * share)
-        x = torch.zeros(share, 3, data.frames, data.size, data.size)
+        x = torch.zeros(share, 3, data.frames, data.height, data.width)
         y = torch.zeros(share, dtype=torch.long)
         pair.step([(x, y)], Draws.at(config, 0, rows), step=0, progress=0.0)
         parameters = list(pair.generator.module.parameters())

@@ -1,0 +1,213 @@
+"""GET of models and of single clips; a clip's address under its model's digest never changes it.
+
+GET /v1/models, /v1/models/{name}
+GET /v1/models/{name}/clips/{seed}?class= &text= &frames= &fps= &truncation= &format= &scale=
+"""
+
+from __future__ import annotations
+
+import hashlib
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from raygen import __version__, video
+from raygen.errors import ConfigError
+from raygen.export import Generator
+from serve.generator import PIECE, Ask
+from serve.models import AnyModels, Served
+from serve.negotiation import accepted
+from serve.problems import documented
+from serve.schemas import Format, Model
+
+SEEDS = 2**63  # seeds are below it
+FRAMES = 4096  # of a clip, at most
+SCALE = 8
+PIXELS = 2**26  # of a file that is made in one piece: 192 MiB as RGB
+FOREVER = "max-age=31536000, immutable"
+NAME = r"^[\w.@-]+$"
+
+ModelName = Annotated[str, Path(max_length=200, pattern=NAME, description="name, digest, or best")]
+Frames = Annotated[int | None, Query(ge=1, le=FRAMES, description="for models of any_length")]
+Rate = Annotated[
+    float | None, Query(ge=1, le=240, description="frames per second, for models of any_length")
+]
+Truncation = Annotated[float, Query(ge=0, le=2, description="below 1: less varied, more usual")]
+
+MADE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file. A long mp4 is fragmented, and sent while it is made.",
+        "content": {kind.split(";")[0]: {} for kind in video.MEDIA_TYPES.values()},
+    },
+    304: {"description": "The clip is the one in If-None-Match."},
+    307: {"description": "The same clip under its model's digest."},
+}
+
+
+def clip_routes(models: AnyModels) -> APIRouter:
+    """The routes over these models."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models", tags=["models"])
+    async def list_models() -> list[Model]:
+        """What answers here."""
+        return models.cards()
+
+    @routes.get(
+        "/v1/models/{name}",
+        tags=["models"],
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    )
+    async def one_model(name: ModelName) -> Model:
+        """One model, by name, digest, or as `best`."""
+        return (await models.resolve(name)).card
+
+    @routes.get(
+        "/v1/models/{name}/clips/{seed}",
+        tags=["clips"],
+        response_class=Response,
+        responses=MADE
+        | documented(
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.NOT_ACCEPTABLE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        ),
+    )
+    async def clip(
+        request: Request,
+        name: ModelName,
+        seed: Annotated[int, Path(ge=0, lt=SEEDS)],
+        class_name: Annotated[
+            str | None, Query(alias="class", description="left out, and no text: the seed's choice")
+        ] = None,
+        text: Annotated[
+            str | None, Query(max_length=1000, description="what it shows, for a model of text")
+        ] = None,
+        frames: Frames = None,
+        fps: Rate = None,
+        truncation: Truncation = 1.0,
+        format: Annotated[
+            Format | None, Query(description="av1 is WebM, png a contact sheet; else by Accept")
+        ] = None,
+        scale: Annotated[
+            int, Query(ge=1, le=SCALE, description="enlarges all but png and npy")
+        ] = 1,
+        accept: Annotated[str | None, Header()] = None,
+        if_none_match: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """One clip: the same address gives the same clip, for ever where it has a digest."""
+        served = await models.resolve(name)
+        if name != served.digest:
+            query = f"?{request.url.query}" if request.url.query else ""
+            # Relative, so that it holds behind any prefix.
+            place = f"../../{served.digest}/clips/{seed}{query}"
+            return RedirectResponse(place, headers={"Cache-Control": "no-cache"})
+        chosen = format or accepted(accept)
+        if chosen is None:
+            known = ", ".join(dict.fromkeys(m.split(";")[0] for m in video.MEDIA_TYPES.values()))
+            raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"there are {known}")
+        generator = served.generator
+        label = class_of(generator, seed, class_name, text)
+        times = generator.times(frames, fps)
+        ask = Ask(
+            seed, label, text or None, truncation=truncation, times=tuple(times) if times else None
+        )
+        rate = fps or generator.fps
+        streamed = chosen == "mp4" and times is not None and len(times) > PIECE
+        if not streamed:
+            refuse_large(generator, 1, times, scale, chosen)
+        etag = _etag(served, ask, rate, chosen, scale)
+        headers = told(served, [label]) | {
+            "X-Raygen-Seed": str(seed),
+            "Cache-Control": FOREVER,
+            "ETag": etag,
+        }
+        if format is None:
+            headers["Vary"] = "Accept"
+        if if_none_match is not None and (etag in if_none_match or if_none_match == "*"):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        headers["Content-Disposition"] = file_name(f"{served.digest}-{seed}", chosen)
+        media_type = video.MEDIA_TYPES[chosen]
+        source = served.source
+        if streamed:
+            source.admit(len(times or ()) // PIECE)
+            parts = source.stream(await source.point(ask), rate, scale)
+            return StreamingResponse(parts, media_type=media_type, headers=headers)
+        source.admit(1)
+        drawn = await source.draw(ask)
+        data = await source.encode(
+            [drawn.clip_THWC], chosen, rate, [caption(generator, ask)], scale
+        )
+        headers["X-Raygen-Batch"] = str(drawn.batch)
+        return Response(data, media_type=media_type, headers=headers)
+
+    return routes
+
+
+def class_of(
+    generator: Generator, seed: int, name: str | None, text: str | None = None
+) -> int | None:
+    """The class's id; without a name and a text the one that the seed stands for.
+
+    Raises ConfigError for one that the model does not know, and for text that it does not take.
+    """
+    kinds = generator.conditions.kinds
+    if name is not None:
+        if "class" not in kinds:
+            raise generator.conditioner.refuse("class")
+        return generator.class_id(name)
+    if text and "text" not in kinds:
+        raise generator.conditioner.refuse("text")
+    if "class" not in kinds or text:
+        return None
+    return seed % len(generator.classes)
+
+
+def refuse_large(
+    generator: Generator, clips: int, times: list[float] | None, scale: int, format: str
+) -> None:
+    """Raises ConfigError for a file too large to be made in one piece."""
+    frames = generator.data.frames if times is None else len(times)
+    factor = 1 if format in ("png", "npy") else scale
+    height, width = generator.data.height * factor, generator.data.width * factor
+    if clips * frames * height * width > PIXELS:
+        raise ConfigError(
+            f"{clips} clips of {frames} frames of {height}x{width} are more than the {PIXELS:,} "
+            "pixels of one file; ask for fewer, or for one clip as mp4, which may be long",
+            "frames",
+        )
+
+
+def told(served: Served, labels: list[int | None]) -> dict[str, str]:
+    """Headers that say what drew the clips, and of which classes."""
+    classes = served.generator.classes
+    names = [quote("" if label is None else classes[label]) for label in labels]
+    return {"X-Raygen-Model": served.digest, "X-Raygen-Class": ",".join(names)}
+
+
+def file_name(stem: str, format: str) -> str:
+    """A Content-Disposition that names a file shown in place."""
+    suffix = "webm" if format == "av1" else format
+    return f'inline; filename="{stem}.{suffix}"'
+
+
+def caption(generator: Generator, ask: Ask) -> str:
+    """What is written beside a clip on a contact sheet."""
+    said = [] if ask.label is None else [generator.classes[ask.label]]
+    return ", ".join(said + ([ask.text] if ask.text else []))
+
+
+def _etag(served: Served, ask: Ask, rate: float, format: str, scale: int) -> str:
+    """Of the bytes: replicas that draw differently, as on other processors, have others.
+
+    A signed file has other bytes each time, and the same clip in it: its tag is a weak one.
+    """
+    drawing, marked = served.source.drawing, served.source.watermark
+    what = f"{__version__} {served.digest} {drawing} {marked} {ask} {rate} {format} {scale}"
+    weak = "W/" if served.source.signer is not None and format == "mp4" else ""
+    return f'{weak}"{hashlib.sha256(what.encode()).hexdigest()[:20]}"'
