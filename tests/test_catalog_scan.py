@@ -339,6 +339,8 @@ def test_a_prober_is_small_and_when_killed_by_an_outsider_costs_no_video(
         assert prober.warden.pid is not None
         maps = Path(f"/proc/{prober.warden.pid}/maps").read_text()
         assert not [name for name in ("torch", "arrow", "pydantic", "_raylet") if name in maps]
+        # Stopped, it cannot be through before it is killed.
+        os.kill(prober.warden.pid, signal.SIGSTOP)
         threading.Timer(0.05, os.kill, (prober.warden.pid, signal.SIGKILL)).start()
         rows = prober.complete(tasks(*paths))
         assert prober.warden.restarts == 1

@@ -241,6 +241,8 @@ def test_a_child_killed_by_an_outsider_costs_no_clip(shapes: Path, box: Sandbox)
     box.decode(asked[:1])
     before = box.pid
     assert before is not None
+    # Stopped, it cannot be through before it is killed.
+    os.kill(before, signal.SIGSTOP)
     threading.Timer(0.05, os.kill, (before, signal.SIGKILL)).start()
     outcomes = box.decode(asked)
     assert box.restarts == 1
