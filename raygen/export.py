@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ class Generator:
     def classes(self) -> list[str]:
         """Class names; the position is the id."""
         return list(self.document["classes"])
+
+    @cached_property  # pydantic's reading of a network's settings takes longer than a request
+    def latent_dims(self) -> list[int]:
+        """Dimensions of the latents, of its networks in turn."""
+        return exported.latent_dims(self.document)
 
     @property
     def conditions(self) -> ConditionsConfig:
@@ -152,7 +158,7 @@ class Generator:
     ) -> tuple[Tensor, Condition]:
         """The latents [N, D] and conditions that `generate` draws; the same arguments."""
         y_N = self._condition(len(seeds), labels, text, image, vector)
-        return sampling.latents(seeds, exported.latent_dims(self.document), truncation), y_N
+        return sampling.latents(seeds, self.latent_dims, truncation), y_N
 
     def interpolate(
         self,
@@ -190,7 +196,7 @@ class Generator:
     ) -> tuple[Tensor, Condition]:
         """The latents [N, D] and conditions that `interpolate` draws; the same arguments."""
         y_2 = self._condition(2, labels, text, [image] * 2, vector)
-        ends_2D = sampling.latents(seeds, exported.latent_dims(self.document), truncation)
+        ends_2D = sampling.latents(seeds, self.latent_dims, truncation)
         share_N = torch.linspace(0, 1, count)
         z_ND = sampling.spherical(ends_2D[0], ends_2D[1], share_N)
         embedding: Any = self.module.embedding

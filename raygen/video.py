@@ -240,6 +240,7 @@ class _Frames:
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
+                threads=1,  # the default, a thread a core, takes ten times as long to set up
             )
             self._container.mux(self._stream.encode(frame))
 
