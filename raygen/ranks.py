@@ -12,6 +12,8 @@ import torch
 from deepspeed.comm.torch import build_shm_op
 from torch.utils import cpp_extension
 
+from raygen import heap
+
 # Its shared-memory communication, which `init_distributed` loads on a CPU.
 _OPERATOR = "deepspeed_shm_comm"
 _LOCK = "raygen.lock"
@@ -23,6 +25,7 @@ def join(device: torch.device) -> None:
     NCCL where `device` is a GPU, gloo on a CPU. Returns when all ranks have come.
     """
     if device.type == "cpu":
+        heap.keep()
         _build()
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
 

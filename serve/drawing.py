@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygen import sampling
+from raygen import heap, sampling
 from raygen.conditions import Condition
 from raygen.errors import ConfigError
 from raygen.export import Generator
@@ -137,6 +137,8 @@ def choose(generator: Generator, drawing: str = "auto") -> Drawer:
 
     Threads: as many as torch has in this process, or one, whichever draws faster.
     """
+    if generator.device.type == "cpu":
+        heap.keep()
     if drawing != "auto":
         return Drawer(generator, parse(drawing))
     plain = Drawer(generator, Drawing())

@@ -87,6 +87,17 @@ class Video:
         return 1 / (self.fps * self.tick)
 
 
+class Undecodable(DataError):
+    """What FFmpeg does not decode; frame_bytes: about what a frame takes, 0 where it is not known.
+
+    Its decoders say the same of a broken frame and of one that they found no memory for.
+    """
+
+    def __init__(self, message: str, frame_bytes: int) -> None:
+        super().__init__(message)
+        self.frame_bytes = frame_bytes
+
+
 class _Reader:
     """A file object that remembers what reading it raised: libav may take it for the end."""
 
@@ -120,6 +131,7 @@ def open_video(source: Source, limits: Limits) -> Iterator[Video]:
 @contextmanager
 def _opened(file: str | _Reader, limits: Limits) -> Iterator[Video]:
     _check_head(file)
+    frame_bytes = 0
     pixels = str(int(limits.megapixels * 1.1e6) + (1 << 16))  # of coded frames, which are padded
     try:
         with av.open(
@@ -141,14 +153,16 @@ def _opened(file: str | _Reader, limits: Limits) -> Iterator[Video]:
             codec.options = {"max_pixels": pixels}
             # Parallelism is one clip a process; FFmpeg's own threads only fight over the cores.
             codec.thread_count = 1
+            frame_bytes = 2 * codec.width * codec.height
             tick = float(stream.time_base or 1)
             yield Video(container, stream, codec, limits, tick, stream.start_time or 0)
     except NothingError:
-        raise DataError(NO_FRAME) from None
+        raise Undecodable(NO_FRAME, frame_bytes) from None
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise DataError("is broken or asks for more memory than there is") from None
-        raise DataError(f"is broken or not a video ({error.strerror})") from None
+        reason = f"is broken or not a video ({error.strerror})"
+        raise Undecodable(reason, frame_bytes) from None
 
 
 def _best(container: av.container.InputContainer) -> av.VideoStream:

@@ -86,8 +86,9 @@ class Memory:
     def ran_out(self, error: Exception) -> bool:
         """Whether there was no memory to be had, behind whatever `error` says.
 
-        FFmpeg's decoders call a frame that they found no room for invalid data. It may have been
-        an earlier video that took so much: this one gets a second chance, in a process of its own.
+        FFmpeg's decoders call a frame that they found no room for invalid data: then there was less
+        left than a frame takes. It may have been an earlier video that took so much: this one gets
+        a second chance, in a process of its own.
         """
         cause: BaseException | None = error
         while cause is not None:
@@ -96,7 +97,8 @@ class Memory:
             cause = cause.__context__
         if isinstance(error, StorageError):
             return False
-        return _address_space("VmPeak") > self._limit - self._decoding // 2
+        wanted = max(self._decoding // 2, getattr(error, "frame_bytes", 0))
+        return _address_space("VmPeak") > self._limit - wanted
 
 
 def reason(error: Exception) -> str:
