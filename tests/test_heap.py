@@ -14,7 +14,8 @@ if sys.argv[1] == "kept":
     heap.keep()
 def step():
     held = [torch.ones({MEGABYTES} << 18) for _ in range({TENSORS})]
-step()
+for _ in range(5):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({ROUNDS}):
     step()
@@ -30,4 +31,4 @@ def test_what_was_freed_is_not_fetched_from_the_kernel_again() -> None:
         return int(done.stdout)
 
     pages = ROUNDS * TENSORS * (MEGABYTES << 20) // PAGE
-    assert faults("kept") < pages // 100 < faults("as it is")
+    assert faults("kept") < pages // 10 < faults("as it is")
