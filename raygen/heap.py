@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 # Of <malloc.h>; glibc takes no larger threshold, and an int.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST, _NEVER = 32 << 20, (1 << 31) - 1
 
 
@@ -20,3 +20,5 @@ def keep() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        # Another thread's own arena is of pieces that go back whole, whatever the threshold.
+        libc.mallopt(_M_ARENA_MAX, 1)
