@@ -11,6 +11,7 @@ processes than the encoding itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from serve.drawing import MAX_BATCH, Point, choose
 
 ENCODERS = 2  # threads; the encoders release the interpreter lock
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
+GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
 
 Item = TypeVar("Item")
@@ -47,8 +49,9 @@ class Overloaded(RaygenError):
 class Batcher(Generic[Item, Result]):
     """Calls `run` in a thread of its own, with as many items as came while it was busy.
 
-    Nothing waits for a batch to fill: a lone item goes at once, and the busier the model, the
-    larger the batches. `run` gives positions and results as it makes them, and each is passed on
+    A lone item goes at once, and the busier the model, the larger the batches. Who was answered
+    together often asks again together, one just after the other: a batch that would be smaller than
+    the last one waits for a moment that is short beside it. `run` gives positions and results as it makes them, and each is passed on
     at once. An error of `run` goes to every item of its batch that has none yet.
     """
 
@@ -82,19 +85,26 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
+        last, patience_s = 0, 0.0
         while True:
             waiting = [await self._queue.get()]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while len(waiting) < last:
+                        waiting.append(await self._queue.get())
             while self._queue.qsize() and len(waiting) < self._max_batch:
                 waiting.append(self._queue.get_nowait())
             waiting = [(item, future) for item, future in waiting if not future.done()]
             if not waiting:
                 continue
+            start = loop.time()
             try:
                 await loop.run_in_executor(self._thread, self._deliver, loop, waiting)
             except Exception as error:
                 for _, future in waiting:
                     if not future.done():
                         future.set_exception(error)
+            last, patience_s = len(waiting), min(GATHER_S, GATHER * (loop.time() - start))
 
     def _deliver(
         self,

@@ -52,6 +52,7 @@ START_S = 600.0  # a busy machine is slow, not broken
 HOUSEKEEPING = ("raylet", "gcs_server", "ServeController", "agent", "monitor", "log_monitor")
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
