@@ -12,8 +12,9 @@ A pool is one instance type in one zone: capacity and spot prices are a pool's o
 for first, in the cheapest pool, and in a pool that refused it not again for a while. On-demand
 follows once spot was refused for longer than a user's patience, or, for work with a deadline, once
 waiting would miss it. Work with a deadline also waits for hours that are cheap by what was seen so
-far, as many as it needs. A node is given back, for the cluster to ask again, where another pool is
-cheaper by more than the restart costs: so an on-demand node that stands in for spot ends too.
+far and in the three days before, as many as it needs. A node is given back, for the cluster to ask
+again, where another pool is cheaper by more than the restart costs: so an on-demand node that
+stands in for spot ends too.
 Times are Unix seconds, prices dollars an hour.
 """
 
@@ -32,7 +33,8 @@ Market = Literal["spot", "on-demand"]
 PRICED_S = 3600.0  # between two prices that are remembered
 FEWEST = 3  # prices below which nothing is known of them
 KEPT_S = 7200.0  # of the time to the deadline, for what goes wrong: not for waiting
-STAY = 1.05  # a node stays until it costs so many times what another would be taken for
+BEFORE_S = 72 * 3600.0  # of the time before the start, whose prices are asked for
+STAY = 1.2  # a node stays until it costs so many times what another would be taken for
 # Before anything is known of a pool it is as if it had granted and refused so many requests.
 GRANTED, REFUSED = 3.0, 1.0
 
@@ -57,8 +59,8 @@ class Terms:
     max_hourly: float = math.inf
     patience_s: float = 120.0
     spot_again_s: float = 300.0
-    horizon_s: float = 7200.0
-    recover_s: float = 14400.0
+    horizon_s: float = 14400.0
+    recover_s: float = 7200.0
     deadline: float | None = None
     work_s: float = 0.0
     restart_s: float = 300.0
@@ -165,6 +167,11 @@ class Memory:
         if not there or now - self.priced_at < PRICED_S:
             return self
         return replace(self, prices=(*self.prices, min(there)), priced_at=now)
+
+    def told(self, past: Sequence[Sequence[float]]) -> Memory:
+        """What spot cost at each hour before the start, in each pool; unknown where it is empty."""
+        known = [prices for prices in past if prices]
+        return replace(self, prices=tuple(map(min, zip(*known, strict=True))) + self.prices)
 
     def chance(self, terms: Terms, attempt: Attempt, now: float) -> float:
         """That a pool would grant a request, 0 to 1.

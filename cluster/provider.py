@@ -25,12 +25,21 @@ from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 from ray.util import get_node_ip_address
 
 from cluster import aws
-from cluster.market import Attempt, Memory, Pool, Terms, allowed, attempts, gives_back
+from cluster.market import (
+    BEFORE_S,
+    Attempt,
+    Memory,
+    Pool,
+    Terms,
+    allowed,
+    attempts,
+    gives_back,
+)
 from cluster.notices import Notice
 from cluster.watcher import Head
 from raygen.cost import watchdog
 from raygen.cost.prices import price
-from raygen.cost.spot import highest
+from raygen.cost.spot import highest, hourly
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +84,7 @@ class SpotFallbackProvider(AWSNodeProvider):  # type: ignore[misc]
         self._offers: dict[str, list[tuple[str, str]]] = {}
         self._given_back: set[str] = set()
         self._considered = 0.0
+        self._looked_back = False
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +129,7 @@ class SpotFallbackProvider(AWSNodeProvider):  # type: ignore[misc]
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
     ) -> dict[str, Any]:
         pools = self._pools(node_config)
+        self._look_back(pools, time.time())
         self._memory = self._memory.priced(self._terms, pools, time.time())
         created: dict[str, Any] = {}
         refusal = NodeLaunchException("NoCapacity", "spot was refused a moment ago", None)
@@ -190,16 +201,24 @@ class SpotFallbackProvider(AWSNodeProvider):  # type: ignore[misc]
         self._offers.update(dict.fromkeys(types, offers))
         return [self._pool(*offer) for offer in offers]
 
+    def _look_back(self, pools: list[Pool], now: float) -> None:
+        """Once: which hours are cheap is known from AWS's history, where there is a deadline."""
+        if self._terms.deadline is None or self._looked_back:
+            return
+        self._looked_back = True
+        past = [hourly(pool.type, pool.zone, now - BEFORE_S, now) for pool in pools]
+        self._memory = self._memory.told(past)
+
     def _pool(self, type_: str, zone: str) -> Pool:
         listed, now = price(type_), time.time()
         on_demand = listed.ceiling(zone)
-        hourly, until = self._quotes.get((type_, zone), (0.0, 0.0))
+        spot, until = self._quotes.get((type_, zone), (0.0, 0.0))
         if now > until:
             quote = highest(type_, zone, now - 1, now)
             typical = listed.spot * on_demand / listed.on_demand
-            hourly = typical if quote.refused else quote.hourly
-            self._quotes[type_, zone] = hourly, now + QUOTED_S
-        return Pool(type_, zone, hourly, on_demand)
+            spot = typical if quote.refused else quote.hourly
+            self._quotes[type_, zone] = spot, now + QUOTED_S
+        return Pool(type_, zone, spot, on_demand)
 
     def _on_demand(self) -> int:
         """Worker nodes on demand that stand in for spot: those listed, and those just launched."""

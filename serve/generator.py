@@ -51,8 +51,9 @@ class Batcher(Generic[Item, Result]):
 
     A lone item goes at once, and the busier the model, the larger the batches. Who was answered
     together often asks again together, one just after the other: a batch that would be smaller than
-    the last one waits for a moment that is short beside it. `run` gives positions and results as it makes them, and each is passed on
-    at once. An error of `run` goes to every item of its batch that has none yet.
+    the last one waits for a moment that is short beside it. `run` gives positions and results as it
+    makes them, and each is passed on at once. An error of `run` goes to every item of its batch
+    that has none yet.
     """
 
     def __init__(

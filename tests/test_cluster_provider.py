@@ -135,6 +135,19 @@ def test_it_asks_for_spot_of_the_cheapest_type(make: Make, cloud: Cloud) -> None
     assert {node.instance_lifecycle for node in nodes.values()} == {"spot"}
 
 
+def test_with_a_deadline_it_asks_once_what_spot_cost_before(
+    make: Make, cloud: Cloud, tmp_path: Path
+) -> None:
+    provider = make(deadline=time.time() + 90_000, work_s=3600)
+    launch(provider)
+    launch(provider)
+    asked = [c for c in read_calls(tmp_path) if c.action == "DescribeSpotPriceHistory"]
+    back = [c for c in asked if c.params["EndTime"][:10] != c.params["StartTime"][:10]]
+    subnets = len([*provider.ec2.subnets.all()][:3])
+    assert len(back) == len(TYPES) * subnets
+    assert cloud.asked() == [(CHEAPEST, "spot")]
+
+
 def test_refused_spot_of_every_type_and_zone_becomes_on_demand(make: Make, cloud: Cloud) -> None:
     cloud.refuse(spot="InsufficientInstanceCapacity")
     provider = make()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -57,6 +59,27 @@ def test_motos_dummy_of_2006_is_refused(s3: str) -> None:
     assert str(table_date()) in quote.refused
 
 
+@contextmanager
+def aws_tells(
+    changes: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """An API of AWS's form that knows one history: dollars, and Unix time from when on."""
+    items = "".join(
+        f"<item><instanceType>g5.xlarge</instanceType><spotPrice>{each}</spotPrice>"
+        f"<timestamp>{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S.000Z}</timestamp></item>"
+        for each, at in changes
+    )
+    body = (
+        '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
+        f"<spotPriceHistorySet>{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
+    )
+    with served(Page(body)) as url:
+        named = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}
+        for name, value in named.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield
+
+
 @pytest.mark.parametrize(
     ("dollars", "hourly", "why"),
     [
@@ -70,28 +93,24 @@ def test_motos_dummy_of_2006_is_refused(s3: str) -> None:
 def test_a_spot_price_is_believed_where_it_can_be_true(
     dollars: list[float], hourly: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    items = "".join(
-        f"<item><instanceType>g5.xlarge</instanceType><spotPrice>{each}</spotPrice>"
-        f"<timestamp>{at}</timestamp></item>"
-        for each in dollars
-    )
-    body = (
-        '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
-        f"<spotPriceHistorySet>{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
-    )
-    with served(Page(body)) as url:
-        for name, value in {
-            "ENDPOINT_URL": url,
-            "ACCESS_KEY_ID": "a",
-            "SECRET_ACCESS_KEY": "b",
-        }.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        now = time.time()
+    now = time.time()
+    with aws_tells([(each, now) for each in dollars], monkeypatch):
         quote = spot.highest("g5.xlarge", "us-east-1a", now - 300, now)
     assert quote.hourly == hourly
     assert re.search(why, quote.refused)
     assert bool(why) == bool(quote.refused)
+
+
+def test_a_price_holds_until_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = float(int(time.time()))
+    begin = now - 4 * 3600
+    with aws_tells([(0.44, now - 5400), (0.40, begin - 60), (0.41, now - 5300)], monkeypatch):
+        found = spot.hourly("g5.xlarge", "us-east-1a", begin, now)
+        # What AWS does not tell of is not known.
+        assert spot.hourly("g5.xlarge", "us-east-1a", begin - 7200, now) == []
+    assert found == [0.40, 0.40, 0.41, 0.41]
+    with aws_tells([(0.0, begin)], monkeypatch):
+        assert spot.hourly("g5.xlarge", "us-east-1a", begin, now) == []
 
 
 def test_a_cloud_that_does_not_answer_costs_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ price, which no spot price exceeds, stands in for it, and a line says so.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from raygen.cost.prices import price, table_date
 
 # AWS lists changes of a price, so the last one may be hours old and still hold.
 STALE_S = 24 * 3600.0
+HOUR_S = 3600.0
 ABOVE, BELOW = 1.1, 0.01  # of the on-demand price: what is outside is absurd
 
 
@@ -38,23 +40,44 @@ def highest(type_: str, zone: str, since: float, until: float) -> Quote:
     """
     bound = price(type_).ceiling(zone)
     table = f"on demand, table of {table_date()}"
-    try:
-        history = _history(type_, zone, since, until)
-    except (aws.BotoCoreError, aws.ClientError) as error:
-        said = " ".join(str(error).split())
-        why = f"AWS gives no spot price of {type_} in {zone} ({said})"
-        return Quote(bound, table, f"{why}: ${bound:g} is charged, {table}")
-    why = _absurd(history, since, bound) if history else "has none"
+    history, why = _believed(type_, zone, since, until)
     if why:
-        what = f"the spot price that AWS gives for {type_} in {zone} {why}"
-        return Quote(bound, table, f"{what}: ${bound:g} is charged, {table}")
+        return Quote(bound, table, f"{why}: ${bound:g} is charged, {table}")
     value, at = max(history)
     return Quote(min(value, bound), f"spot, AWS {zone}, {at:%Y-%m-%d %H:%M}")
+
+
+def hourly(type_: str, zone: str, since: float, until: float) -> list[float]:
+    """What a type cost as spot at the end of each hour between two moments, Unix seconds.
+
+    Nothing where AWS gives no prices that can be believed, or none that are so old.
+    """
+    history, why = _believed(type_, zone, since, until)
+    changes = sorted((at.timestamp(), value) for value, at in history)
+    if why or changes[0][0] > since + HOUR_S:
+        return []
+    starts = [at for at, _ in changes]
+    hours = int((until - since) / HOUR_S)
+    ends = [since + HOUR_S * (hour + 1) for hour in range(hours)]
+    return [changes[bisect.bisect_right(starts, end) - 1][1] for end in ends]
 
 
 def region(zone: str) -> str:
     """The region of a zone: us-east-1 of us-east-1a, us-central1 of GCP's us-central1-a."""
     return zone.rstrip("abcdefghij").rstrip("-")
+
+
+def _believed(
+    type_: str, zone: str, since: float, until: float
+) -> tuple[list[tuple[float, datetime]], str]:
+    """The prices that held in the time, and why they are not to be believed, or nothing."""
+    try:
+        history = _history(type_, zone, since, until)
+    except (aws.BotoCoreError, aws.ClientError) as error:
+        said = " ".join(str(error).split())
+        return [], f"AWS gives no spot price of {type_} in {zone} ({said})"
+    why = _absurd(history, since, price(type_).ceiling(zone)) if history else "has none"
+    return history, why and f"the spot price that AWS gives for {type_} in {zone} {why}"
 
 
 def _absurd(history: list[tuple[float, datetime]], since: float, bound: float) -> str:

@@ -55,7 +55,7 @@ def raygen(world: Week, job: Job, terms: Terms, cap: float = math.inf) -> Outcom
     """
     end = job.deadline if terms.deadline is not None else world.spot_PT.shape[1]
     money, names = capped.Terms(cap), (str(number) for number in itertools.count())
-    book, memory = Book(), Memory()
+    book, memory = Book(), Memory().told(world.past_PH.tolist())
     node: _Running | None = None
     dollars, worked, launches, dear = 0.0, 0, 0, 0
     for minute in range(end):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.market import Pool
+from cluster.market import BEFORE_S, Pool
 from raygen.cost.prices import price
 
 MINUTE = 60.0
@@ -53,13 +53,14 @@ class Parameters:
 @dataclass(frozen=True)
 class Week:
     """P pools over T minutes: spot_PT their prices, up_PT whether there is capacity, hit_PT whether
-    a node there is taken at that minute.
+    a node there is taken at that minute. past_PH: prices at the hours before, as AWS tells them.
     """
 
     pools: tuple[Pool, ...]
     spot_PT: NDArray[np.float64]
     up_PT: NDArray[np.bool_]
     hit_PT: NDArray[np.bool_]
+    past_PH: NDArray[np.float64]
 
     @property
     def on_demand(self) -> float:
@@ -77,18 +78,21 @@ class Week:
 def week(seed: int, minutes: int = 7 * 24 * HOUR, given: Parameters | None = None) -> Week:
     """The week of a seed."""
     parameters, chance = given or Parameters(), np.random.default_rng(seed)
-    pools, spots, ups, hits = [], [], [], []
+    earlier = np.random.default_rng([seed, 1])
+    pools, spots, ups, hits, pasts = [], [], [], [], []
     for type_ in parameters.types:
         listed = price(type_)
         short_T = _short(parameters, minutes, chance)
         for zone in parameters.zones:
             level = listed.spot * np.exp(parameters.zone_spread * chance.standard_normal())
-            spot_T = level * np.exp(_wander(parameters, minutes, chance))
-            spots.append(np.minimum(spot_T, listed.on_demand))
+            off_T = _wander(parameters, minutes, chance)
+            spots.append(np.minimum(level * np.exp(off_T), listed.on_demand))
+            off_H = _before(parameters, float(off_T[0]), earlier)
+            pasts.append(np.minimum(level * np.exp(off_H), listed.on_demand))
             pools.append(Pool(type_, zone, float(level), listed.on_demand))
             ups.append(_up(parameters, minutes, chance) & ~short_T)
             hits.append(chance.random(minutes) < 1 / (parameters.taken * HOUR))
-    return Week(tuple(pools), np.stack(spots), np.stack(ups), np.stack(hits))
+    return Week(tuple(pools), *map(np.stack, (spots, ups, hits, pasts)))
 
 
 def cheapest(world: Week, work: int, deadline: int, restart: int) -> float:
@@ -145,6 +149,16 @@ def _wander(
     offset = int(chance.integers(step))
     repeated: NDArray[np.float64] = np.repeat(values, step)[offset : offset + minutes]
     return repeated
+
+
+def _before(
+    parameters: Parameters, value: float, chance: np.random.Generator
+) -> NDArray[np.float64]:
+    """What led to a value of `_wander`, at each hour: backwards it moves by the same law."""
+    stays, values = 0.5 ** (1 / parameters.price_half_life), [value]
+    for move in chance.standard_normal(int(BEFORE_S / HOUR / MINUTE)) * parameters.price_spread:
+        values.append(stays * values[-1] + np.sqrt(1 - stays**2) * move)
+    return np.array(values[:0:-1])
 
 
 def _up(parameters: Parameters, minutes: int, chance: np.random.Generator) -> NDArray[np.bool_]:
