@@ -191,6 +191,17 @@ class Bench:
         place = self.folder / "hosts" / instance / "notice"
         place.write_text(repr(time.time() + seconds))
 
+    def end(self, *instances: str) -> None:
+        """AWS ends instances at once, and says nothing before."""
+        done = self.python(
+            f"import boto3\nboto3.client('ec2').terminate_instances(InstanceIds={list(instances)})"
+        )
+        assert done.code == 0, done.output
+
+    def root_of(self, instance: Mapping[str, Any]) -> Path:
+        """The root folder of a host that runs; absolute links in it lead elsewhere."""
+        return Path(f"/proc/{self._init}/root/proc/{instance['pid']}/root")
+
     def on_head(self, command: str, timeout: float = 120) -> Done:
         """A command on the head, by `ray exec`."""
         words = ["ray", "exec", str(self.folder / "cluster.yaml"), command]
