@@ -91,15 +91,15 @@ def test_a_node_killed_without_notice_costs_the_steps_since_the_last_copy(
     (other,) = two.workers - {two.first}
     killed_at = time.time()
     bench.end(training.machine(other)["id"])
-    training.wait(lambda saved: saved.workers == {two.first}, killed_at)
+    training.wait(lambda saved: saved.at > killed_at and other not in saved.workers, killed_at)
     training.on(2)
     lost, *later = training.turns()[known:]
     assert lost.why == "workers were lost"
-    assert lost.workers == (2, 1)
     stored = max(saved.step for saved in training.saved() if saved.at <= killed_at)
     assert max(stored, lost.step - AT_MOST_AGAIN) <= lost.resumed
-    assert [turn.why for turn in later] == ["there is room for more"]
-    assert later[0].resumed == later[0].step
+    # It does not wait for another node, unless that one is there sooner than Ray knows of the loss.
+    assert [turn.why for turn in later] == ["there is room for more"] * (2 - lost.workers[1])
+    assert all(turn.resumed == turn.step for turn in later)
 
 
 @pytest.mark.parametrize("taken", ["another", "rank 0's"])
