@@ -16,12 +16,11 @@ from raygen.data import store
 from raygen.errors import RaygenError
 from raygen.job import Job
 
-# How soon Ray Train itself notices, seconds; its own defaults are 2, 5, 60 and 30.
+# How soon Ray Train itself notices, seconds; its own defaults are 2, 5 and 60.
 _PROMPT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
 
