@@ -89,7 +89,7 @@ class Training:
                 found.append(Saved(call.at, step, call.address, frozenset(by.pop(step))))
         return [each for each in found if each.at > since]
 
-    def wait(self, what: Callable[[Saved], bool], since: float, seconds: float = 600) -> Saved:
+    def wait(self, what: Callable[[Saved], bool], since: float, seconds: float = 300) -> Saved:
         """The first checkpoint after a moment of which something holds."""
         deadline = time.monotonic() + seconds
         while True:
@@ -101,7 +101,7 @@ class Training:
                 raise AssertionError(f"not within {seconds} s; {newest}, {self.says()[-3000:]}")
             time.sleep(1)
 
-    def on(self, workers: int, seconds: float = 600) -> Saved:
+    def on(self, workers: int, seconds: float = 300) -> Saved:
         """The next checkpoint by so many workers."""
         return self.wait(lambda saved: len(saved.workers) == workers, time.time(), seconds)
 
