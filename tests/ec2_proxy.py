@@ -73,7 +73,7 @@ def read_calls(folder: Path, about: str = "") -> list[Call]:
 
 
 def write_refusals(folder: Path, codes: Mapping[str, str]) -> None:
-    """By market, with which error to refuse instances from now on."""
+    """By market of RunInstances, or by other action: with which error to refuse from now on."""
     fresh = folder / "refusals.new"
     fresh.write_text(json.dumps(dict(codes)))
     fresh.replace(folder / "refusals.json")
@@ -149,9 +149,11 @@ class Proxy:
         refused, answer = "", b""
         answered: list[tuple[str, str]] = [("Content-Type", "text/xml")]
         if action == "RunInstances":
-            market = params.get("InstanceMarketOptions.MarketType", "on-demand")
-            refused = json.loads((self._folder / "refusals.json").read_text()).get(market, "")
             body = _as_moto_has_it(params)
+        if service == "ec2":
+            market = params.get("InstanceMarketOptions.MarketType", "on-demand")
+            refusals = json.loads((self._folder / "refusals.json").read_text())
+            refused = refusals.get(market if action == "RunInstances" else action, "")
         if refused:
             status, answer = 500, _error(refused)
         else:
