@@ -120,6 +120,7 @@ def test_aws_knows_when_a_machine_ended_that_nobody_saw_go(s3: str, tmp_path: Pa
     # Of the machine that is gone, one lease is over: the cloud says that it lived beyond that.
     (line,) = settle(ledger)
     assert ended["InstanceId"] in line
+    assert line.endswith("more than was leased")
     assert abs(ledger.book.settled["4"].end - now) < 60
     assert list(ledger.book.settled) == ["4"]
 

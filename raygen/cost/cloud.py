@@ -40,7 +40,9 @@ def settle(ledger: Ledger) -> list[str]:
                 end = max(lease.since, known[lease.id])
                 entries.append(Settled(lease.id, end, lease.hourly, "failed"))
                 back = lease.dollars - lease.hourly * (end - lease.since) / 3600
-                lines.append(f"{lease.type} {lease.instance}: ${back:.4f} less than was leased")
+                less = "less" if back >= 0 else "more"  # it may have outlived its driver
+                said = f"${abs(back):.4f} {less} than was leased"
+                lines.append(f"{lease.type} {lease.instance}: {said}")
         return entries
 
     ledger.commit(decide)
