@@ -196,7 +196,8 @@ def test_the_head_dies_the_workers_end_themselves_and_the_ledger_is_right(
         spans = sorted(span for instance, *span in found["leases"] if instance == machine)
         for (_, end, _), (since, _, _) in pairwise(spans):
             assert since == end  # no second twice, and none that is not charged
-        # To the second by AWS, or when Ray saw that it was gone; never less than AWS bills.
+        # To the second by AWS, or when Ray saw that it was gone; never less than AWS bills, not for
+        # the one that was cut off either.
         _, end, why = spans[-1]
         assert found["ends"][machine] - 1 <= end <= found["ends"][machine] + UNSEEN_S, why
     assert found["each step once"]
