@@ -13,6 +13,7 @@ from tests.cluster_bench import Bench
 from tests.cluster_runs import SMALL, submit
 from tests.ec2_proxy import Call, read_calls
 
+TORN_S = 10.0
 TURN = re.compile(r"^step (\d+): (.+); (\d+) -> (\d+) workers$", re.M)
 FROM = re.compile(r"^goes on from the checkpoint of step (\d+)$", re.M)
 TOLD = re.compile(
@@ -77,16 +78,17 @@ class Training:
     def saved(self, since: float = 0.0) -> list[Saved]:
         """Checkpoints that were whole after a moment, oldest first."""
         found: list[Saved] = []
-        by: dict[int, set[str]] = {}
+        by: dict[int, dict[str, float]] = {}
         for call in read_calls(self.bench.folder, f"/runs/{self.name}/step-"):
             step, file = _written(call)
             if not file:
                 continue
-            if step not in by:  # one at a time; a torn one is not continued
-                by = {step: set()}
-            by[step].add(call.address)
+            by.setdefault(step, {})[call.address] = call.at
             if file == "state.json":
-                found.append(Saved(call.at, step, call.address, frozenset(by.pop(step))))
+                # What was written long before is of one that was torn.
+                parts = by.pop(step).items()
+                workers = frozenset(address for address, at in parts if call.at - at < TORN_S)
+                found.append(Saved(call.at, step, call.address, workers))
         return [each for each in found if each.at > since]
 
     def wait(self, what: Callable[[Saved], bool], since: float, seconds: float = 300) -> Saved:
