@@ -49,12 +49,12 @@ def training_line() -> Iterator[Callable[[Status], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting workers", total=1.0, figures="")
         said = 0.0
-        resumed = False
+        resumed = 0
 
         def on_status(status: Status) -> None:
             nonlocal said, resumed
-            if status.started_at and not resumed:
-                resumed = True
+            if status.started_at and status.started_at != resumed:
+                resumed = status.started_at
                 console.print(f"goes on from the checkpoint of step {status.started_at}")
             description, figures = f"step {status.step}/{status.steps}", _figures(status)
             progress.update(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,7 +123,8 @@ class Supervisor:
                 self._rewind(status, workers)
             elif status.ended in ("grew", "preempted"):
                 self.history.add(status.ended, step=status.step, workers=workers)
-            was, workers = workers, self._room()
+            doubted = status.nodes if outcome.error is not None else ()
+            was, workers = workers, self._room(doubted=doubted)
             why = _WHY[self.history.events[-1].event]
             self.on_note(f"step {status.step}: {why}; {was} -> {workers} workers")
 
@@ -206,12 +207,13 @@ class Supervisor:
                 f"stopped and saved at step {status.step}; the same command goes on from there"
             )
 
-    def _room(self, *, first: bool = False) -> int:
+    def _room(self, *, first: bool = False, doubted: Sequence[str] = ()) -> int:
         """Waits until there is room for the fewest workers; how many there is room for.
 
-        At `first` nodes may still be coming; later those that are there are not waited for.
+        At `first` nodes may still be coming; later those that are there are not waited for, but
+        for the `doubted`, of which workers were lost.
         """
-        capacity, said = Capacity(self.config.train), time.monotonic()
+        capacity, said = Capacity(self.config.train, doubted=doubted), time.monotonic()
         try:
             while True:
                 settled = not first and capacity.taken()

@@ -177,9 +177,11 @@ class Bench:
         """What was asked of AWS so far, oldest first; of one kind, as RunInstances."""
         return [each for each in read_calls(self.folder) if action in ("", each.action)]
 
-    def refuse(self, market: str, code: str = "InsufficientInstanceCapacity") -> None:
-        """From now on AWS has no capacity on a market (spot, on-demand); with "" it has all."""
-        write_refusals(self.folder, {market: code} if market else {})
+    def refuse(self, what: str, code: str = "InsufficientInstanceCapacity") -> None:
+        """From now on AWS has no capacity on a market (spot, on-demand), or refuses another action
+        (TerminateInstances); with "" nothing.
+        """
+        write_refusals(self.folder, {what: code} if what else {})
 
     def instances(self) -> list[dict[str, Any]]:
         """Those that run: id, type, market, zone, name (Ray's node type), addresses, pid."""
@@ -190,6 +192,17 @@ class Bench:
         """AWS takes a spot instance back in so many seconds, and says so in its metadata."""
         place = self.folder / "hosts" / instance / "notice"
         place.write_text(repr(time.time() + seconds))
+
+    def end(self, *instances: str) -> None:
+        """AWS ends instances at once, and says nothing before."""
+        done = self.python(
+            f"import boto3\nboto3.client('ec2').terminate_instances(InstanceIds={list(instances)})"
+        )
+        assert done.code == 0, done.output
+
+    def root_of(self, instance: Mapping[str, Any]) -> Path:
+        """The root folder of a host that runs; absolute links in it lead elsewhere."""
+        return Path(f"/proc/{self._init}/root/proc/{instance['pid']}/root")
 
     def on_head(self, command: str, timeout: float = 120) -> Done:
         """A command on the head, by `ray exec`."""
@@ -220,7 +233,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for words in (
         "link set lo up",
-        "link add br0 type bridge",
+        # Of its own accord it would change its address with the hosts that come and go.
+        "link add br0 address 02:00:00:00:00:01 type bridge",
         f"addr add {GATEWAY}/16 dev br0",
         f"addr add {METADATA}/32 dev br0",
         "link set br0 up",

@@ -52,11 +52,12 @@ def up(bench: Bench, place: Path) -> Done:
     return done
 
 
-def submit(bench: Bench, place: Path, *words: str) -> Done:
-    """`ray job submit` through the dashboard's tunnel."""
+def submit(bench: Bench, place: Path, *words: str, job: str = "") -> Done:
+    """`ray job submit` through the dashboard's tunnel; the end of a named `job` is not awaited."""
     with bench.tunnel(place) as address:
-        job = ["ray", "job", "submit", "--address", address, "--working-dir", "."]
-        return bench.run(*job, "--", *words, timeout=1500)
+        named = ["--no-wait", "--submission-id", job] if job else []
+        ray = ["ray", "job", "submit", "--address", address, "--working-dir", ".", *named]
+        return bench.run(*ray, "--", *words, timeout=1500)
 
 
 def until(what: Callable[[], bool], seconds: float) -> bool:

@@ -27,7 +27,7 @@ done
 mkdir /opt/raygen /opt/raygen-ops
 mount --bind "$1" /opt/raygen
 cp -a /run/host/ops/. /opt/raygen-ops
-for file in hosts passwd group shadow sudoers; do mount --bind "/run/host/etc/$file" "/etc/$file"; done
+for file in hosts resolv.conf passwd group shadow sudoers; do mount --bind "/run/host/etc/$file" "/etc/$file"; done
 install -d -o ubuntu -g ubuntu /home/ubuntu
 install -o ubuntu -g ubuntu /dev/null /home/ubuntu/.bashrc
 chown -R ubuntu:ubuntu /opt/raygen-ops

@@ -101,6 +101,8 @@ class Hosts:
         self._furnish(folder, instance["KeyName"])
         # As AWS's resolver has it: gloo, for one, finds its network by its own name.
         (folder / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n{private} {host}\n")
+        # And what it does not know it says at once, where this machine's may not be reached.
+        (folder / "etc" / "resolv.conf").touch()
         words = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
         kept = [sys.prefix, sys.base_prefix]
         with (folder / "host.log").open("wb") as log:

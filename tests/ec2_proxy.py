@@ -38,10 +38,10 @@ _S3 = {  # (method, query key) of requests that are not named after their action
 
 @dataclass(frozen=True)
 class Call:
-    """Who (an access key) asked when for what, as ec2 RunInstances, and how AWS answered.
+    """Who (an access key, at an address) asked for what, as ec2 RunInstances; how AWS answered.
 
-    `params` are those of the request as it came, of S3 its path; `refused` is the code of an
-    injected error.
+    `at` is when it had; `params` are those of the request as it came, of S3 its path; `refused` is
+    the code of an injected error.
     """
 
     at: float
@@ -51,6 +51,7 @@ class Call:
     params: dict[str, str]
     status: int
     refused: str = ""
+    address: str = ""
 
     @property
     def permission(self) -> str:
@@ -63,15 +64,16 @@ class Call:
         return self.params.get("InstanceMarketOptions.MarketType", "on-demand")
 
 
-def read_calls(folder: Path) -> list[Call]:
-    """All so far."""
+def read_calls(folder: Path, about: str = "") -> list[Call]:
+    """All so far, or those in which some text stands."""
     place = folder / "calls.jsonl"
-    lines = place.read_text().splitlines() if place.exists() else []
-    return [Call(**json.loads(line)) for line in lines]
+    text = place.read_text() if place.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # the last may still be written
+    return [Call(**json.loads(line)) for line in lines if about in line]
 
 
 def write_refusals(folder: Path, codes: Mapping[str, str]) -> None:
-    """By market, with which error to refuse instances from now on."""
+    """By market of RunInstances, or by other action: with which error to refuse from now on."""
     fresh = folder / "refusals.new"
     fresh.write_text(json.dumps(dict(codes)))
     fresh.replace(folder / "refusals.json")
@@ -107,7 +109,10 @@ class Proxy:
             def handle_all(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
-                status, answered, answer = proxy.answer(self.command, self.path, headers, body)
+                asks = self.client_address[0]
+                status, answered, answer = proxy.answer(
+                    self.command, self.path, headers, body, asks
+                )
                 self.send_response_only(status)
                 for name, value in answered:
                     # Of an answer to HEAD the length is that of the object.
@@ -128,9 +133,9 @@ class Proxy:
         Server((address, port), Handler).serve_forever()
 
     def answer(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
+        self, method: str, path: str, headers: dict[str, str], body: bytes, address: str
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Status, headers and body, from the server or not."""
+        """Status, headers and body for who asks from an address, from the server or not."""
         split = urlsplit(path)
         query = dict(parse_qsl(split.query, keep_blank_values=True))
         scope = _SCOPE.search(headers.get("Authorization", headers.get("authorization", "")))
@@ -144,14 +149,16 @@ class Proxy:
         refused, answer = "", b""
         answered: list[tuple[str, str]] = [("Content-Type", "text/xml")]
         if action == "RunInstances":
-            market = params.get("InstanceMarketOptions.MarketType", "on-demand")
-            refused = json.loads((self._folder / "refusals.json").read_text()).get(market, "")
             body = _as_moto_has_it(params)
+        if service == "ec2":
+            market = params.get("InstanceMarketOptions.MarketType", "on-demand")
+            refusals = json.loads((self._folder / "refusals.json").read_text())
+            refused = refusals.get(market if action == "RunInstances" else action, "")
         if refused:
             status, answer = 500, _error(refused)
         else:
             status, answered, answer = self._forward(method, path, headers, body)
-        call = Call(time.time(), who, service, action, params, status, refused)
+        call = Call(time.time(), who, service, action, params, status, refused, address)
         with self._lock:
             self._log.write(json.dumps(asdict(call)) + "\n")
         return status, answered, answer

@@ -45,7 +45,7 @@ class Nodes:
 
     def kill(self, node: Any) -> None:
         """The raylet and everything that runs on it at once, as when the machine is gone."""
-        raylet = _raylet(node)
+        raylet = self.raylet(node)
         for process in [raylet, *raylet.children(recursive=True)]:
             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
@@ -63,19 +63,19 @@ class Nodes:
         """Worker nodes by Ray's id of them."""
         return {node.node_id: node for node in self._cluster.worker_nodes}
 
+    def raylet(self, node: Any) -> psutil.Process:
+        """The process that is a node."""
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
     def trainers(self, node: Any) -> list[psutil.Process]:
         """The processes of training workers on a node."""
-        children = _raylet(node).children(recursive=True)
+        children = self.raylet(node).children(recursive=True)
         return [process for process in children if "RayTrainWorker" in " ".join(process.cmdline())]
 
     def close(self) -> None:
         """Ends it."""
         ray.shutdown()
         self._cluster.shutdown()
-
-
-def _raylet(node: Any) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
 class Training:

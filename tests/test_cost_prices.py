@@ -15,7 +15,7 @@ import pytest
 
 from raygen.cost import spot
 from raygen.cost.cloud import settle
-from raygen.cost.entries import Lease
+from raygen.cost.entries import Lease, Settled
 from raygen.cost.ledger import Ledger
 from raygen.cost.node import Identity, ask_metadata, identify
 from raygen.cost.prices import price, prices, table_date
@@ -139,8 +139,17 @@ def test_aws_knows_when_a_machine_ended_that_nobody_saw_go(s3: str, tmp_path: Pa
     # Of the machine that is gone, one lease is over: the cloud says that it lived beyond that.
     (line,) = settle(ledger)
     assert ended["InstanceId"] in line
+    assert line.endswith("more than was leased")
     assert abs(ledger.book.settled["4"].end - now) < 60
     assert list(ledger.book.settled) == ["4"]
+    # Of another Ray had lost sight before that.
+    ledger.append(
+        [replace(ledger.book.leases["1"], id="5"), Settled("5", now - 600, 36.0, "failed")]
+    )
+    (line,) = settle(ledger)
+    assert line.endswith("more, for it ran on")
+    assert abs(ledger.book.settled["5"].end - now) < 60
+    assert settle(ledger) == []
 
 
 def test_metadata_is_believed_before_labels(monkeypatch: pytest.MonkeyPatch) -> None:

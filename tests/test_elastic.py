@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from raygen import supervisor
+from raygen.capacity import Capacity
 from raygen.config import Config
 from raygen.cost.accountant import Accountant
 from raygen.cost.bill import Purse
@@ -23,6 +24,7 @@ from raygen.evaluate import evaluate_run
 from raygen.history import History
 from raygen.runs import Run, run_uri
 from raygen.supervisor import Supervisor
+from tests.cluster_runs import until
 from tests.raylets import Nodes, Training
 from tests.small_runs import SMALL
 
@@ -88,6 +90,21 @@ def test_nodes_are_lost_drained_and_added_and_no_step_or_clip_is_counted_twice(
     kinds = [event.event for event in History(run.uri).events]
     assert (kinds[0], kinds.count("lost"), kinds.count("preempted")) == ("started", 1, 1)
     assert kinds[-2:] == ["grew", "stopped"]
+
+
+def test_a_node_of_which_workers_were_lost_is_no_room_until_it_answers(
+    nodes: Nodes, shapes: Path, tmp_path: Path
+) -> None:
+    settings = config(shapes, tmp_path, "doubt", workers=[1, 3])
+    raylet = nodes.raylet(silent := next(iter(nodes.alive.values())))
+    raylet.suspend()
+    try:
+        capacity = Capacity(settings.train, doubted=[silent.node_id])
+        assert not until(lambda: capacity.size(0) > 0, 3)
+    finally:
+        raylet.resume()
+    assert until(lambda: capacity.size(0) == len(nodes.alive), 30)
+    capacity.release()
 
 
 @pytest.mark.slow

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import boto3
 import botocore.exceptions as aws
 
-from raygen.cost.book import Book
+from raygen.cost.book import HOUR, Book
 from raygen.cost.entries import Entry, Lease, Settled
 from raygen.cost.ledger import Ledger
 from raygen.cost.prices import price
 from raygen.cost.spot import region
 from raygen.errors import AccessError
 
+SECOND = 1.0  # to which AWS says it
 # As in "User initiated (2026-11-23 03:00:00 GMT)".
 _WHEN = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 
@@ -24,11 +26,13 @@ _WHEN = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 def settle(ledger: Ledger) -> list[str]:
     """Settles leases that are over and open by when AWS ended their machines; a line for each.
 
+    And again those of machines that ran on when Ray had lost them, as when a network is cut.
     Of machines that run, or that AWS has forgotten (an hour after their end), nothing changes.
     Raises AccessError where AWS does not answer.
     """
     ledger.refresh()
-    ends = {lease.id: _ended(lease) for lease in ledger.book.unmatched(time.time())}
+    asked = [*ledger.book.unmatched(time.time()), *_lost(ledger.book)]
+    ends = {lease.id: _ended(lease) for lease in asked}
     known = {name: end for name, end in ends.items() if end is not None}
     lines: list[str] = []
 
@@ -39,12 +43,29 @@ def settle(ledger: Ledger) -> list[str]:
             if lease.id in known:
                 end = max(lease.since, known[lease.id])
                 entries.append(Settled(lease.id, end, lease.hourly, "failed"))
-                back = lease.dollars - lease.hourly * (end - lease.since) / 3600
-                lines.append(f"{lease.type} {lease.instance}: ${back:.4f} less than was leased")
+                back = lease.dollars - lease.hourly * (end - lease.since) / HOUR
+                less = "less" if back >= 0 else "more"  # it may have outlived its driver
+                said = f"${abs(back):.4f} {less} than was leased"
+                lines.append(f"{lease.type} {lease.instance}: {said}")
+        for lease in _lost(book):
+            settled = book.settled[lease.id]
+            end = known.get(lease.id, 0.0)
+            if end - settled.end > SECOND:
+                entries.append(replace(settled, end=end))
+                more = settled.hourly * (end - settled.end) / HOUR
+                lines.append(f"{lease.type} {lease.instance}: ${more:.4f} more, for it ran on")
         return entries
 
     ledger.commit(decide)
     return lines
+
+
+def _lost(book: Book) -> list[Lease]:
+    """Leases that ended because Ray heard no more of their machines, and never did again."""
+    newest = {lease.instance: lease for lease in book.leases.values()}
+    ends = {lease.id: book.settled.get(lease.id) for lease in newest.values()}
+    failed = {name for name, settled in ends.items() if settled and settled.reason == "failed"}
+    return [lease for lease in newest.values() if lease.id in failed]
 
 
 def _ended(lease: Lease) -> float | None:

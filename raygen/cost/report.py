@@ -65,7 +65,9 @@ class Report:
         if self.cap is not None:
             notes.append(f"the cap is ${self.cap:g}")
         if self.reserved > 0:
-            notes.append(f"${self.reserved:.4f} is reserved by leases that are open")
+            notes.append(
+                f"${self.reserved:.4f} is reserved, by leases that are open and for nodes to come"
+            )
         if self.unsettled:
             dollars = sum(lease.dollars for lease in self.unsettled)
             notes.append(

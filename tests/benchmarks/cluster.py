@@ -1,6 +1,6 @@
-"""What the choice between spot and on-demand is worth, in simulated weeks.
+"""What spot, and falling back from it, is worth in simulated weeks; how fast a real cluster is.
 
-    python -m tests.benchmarks.cluster [--seeds N] [--json PATH]
+    python -m tests.benchmarks.cluster [--seeds N] [--no-measured] [--json PATH]
 
 A job on one node that has to be done by a deadline, through weeks of prices, capacity and
 interruptions that are generated (tests.benchmarks.cluster_week names the parameters), under
@@ -13,7 +13,8 @@ interruptions that are generated (tests.benchmarks.cluster_week names the parame
 
 cost_over_hindsight and cost_over_on_demand are means over weeks and deadlines of raygen's dollars
 by those of the other two; goals are 1.10 and 0.4. bill_over_cap_max is what the cloud charges by
-the cap, where a cap of half the money that the job needs ends it.
+the cap, where a cap of half the money that the job needs ends it. Seconds are those of a cluster
+that is brought up on this machine, as root: see tests.benchmarks.cluster_measured.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.market import Terms
+from tests.benchmarks.cluster_measured import measure
 from tests.benchmarks.cluster_policies import (
     RESTART,
     Job,
@@ -37,6 +39,7 @@ from tests.benchmarks.cluster_policies import (
     without_checkpoints,
 )
 from tests.benchmarks.cluster_week import HOUR, MINUTE, Week, cheapest, week
+from tests.cluster_bench import why_not
 
 WORK = 48 * HOUR
 TIGHTNESS = (1.25, 1.5, 2.0)  # the deadline, in times the work
@@ -117,14 +120,32 @@ def figures(seeds: int) -> tuple[dict[str, float], Table]:
     return {name: float(value) for name, value in flat.items()}, table
 
 
+def _measured() -> dict[str, float]:
+    """Seconds of a cluster that is really brought up, where that can be."""
+    obstacle = why_not()
+    if obstacle:
+        console.print(f"not measured: the cluster bench {obstacle}", highlight=False)
+        return {}
+    seconds = measure()
+    table = Table("seconds", "", title="cluster/cluster.yaml on this machine")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.1f}")
+    console.print(table)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, default=20, help="weeks (20)")
+    parser.add_argument(
+        "--measured", action=argparse.BooleanOptionalAction, default=True, help="bring one up"
+    )
     parser.add_argument("--json", type=Path, help="where the figures go, as one flat object")
     arguments = parser.parse_args()
     flat, table = figures(arguments.seeds)
     console.print(table)
+    flat |= _measured() if arguments.measured else {}
     for name, value in flat.items():
         console.print(f"{name:32} {value:.4g}", highlight=False)
     if arguments.json:
