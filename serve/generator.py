@@ -29,7 +29,7 @@ from raygen.manifest import Signer
 from serve import metrics
 from serve.drawing import MAX_BATCH, Point, choose
 
-ENCODERS = 2  # threads; the encoders release the interpreter lock
+ENCODERS = 1  # threads; the encoders release the interpreter lock
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
 GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time

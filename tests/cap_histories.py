@@ -3,11 +3,12 @@
     python -m tests.cap_histories --histories 10000
 
 The cloud here bills each node from launch to termination at a price that jumps; the entries are
-those that raygen.cost makes. Nodes boot for a while before they are seen, are lost at any time, and
-go late when told to; the driver dies and begins again with what it reads from the ledger, or the
-head with it; what ends the nodes then is their watchdogs, at the end of what was leased. Of a node
-that was gone before any driver saw it the cloud tells later. `late_s` lets nodes outlive even their
-watchdogs, which is what the cap's bound is stated in.
+those that raygen.cost makes. Nodes boot for a while before they are seen, are lost at any time or
+cut off, when they run on and nobody sees it, and go late when told to; the driver dies and begins
+again with what it reads from the ledger, or the head with it; what ends the nodes then is their
+watchdogs, at the end of what was leased. Of a node that was gone before any driver saw it the cloud
+tells later. `late_s` lets nodes outlive even their watchdogs, which is what the cap's bound is
+stated in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raygen.cost.book import HOUR, Book
 from raygen.cost.cap import BOOT_S, Look, Node, Terms, full, plan, stop_at, to_come
@@ -68,6 +69,7 @@ class _Machine:
     ended: float = math.inf
     deadline: float = math.inf  # of its watchdog
     late_s: float = 0.0
+    cut: bool = False  # it runs, and nobody sees it
     prices: list[tuple[float, float]] = field(default_factory=list)  # (from when on, an hour)
 
     def charge(self, end: float) -> float:
@@ -119,7 +121,8 @@ class _World:
             self._pass(self.chance.uniform(1.0, 1500.0), watched=False)
         # Whatever is there is told to go; some only hear it from their watchdogs.
         for machine in list(self.live):
-            self._end(machine, min(self._doom(machine), self.now + self.chance.uniform(0, 90)))
+            told = math.inf if machine.cut else self.now + self.chance.uniform(0, 90)
+            self._end(machine, min(self._doom(machine), told))
         self._write(self._unseen())
         late = sum(m.late_s * m.ceiling for m in self.machines) / HOUR
         return Outcome(
@@ -147,7 +150,7 @@ class _World:
         crash_at = self.now + self.chance.expovariate(1 / self.crash_every)
         while self.now < crash_at:
             self._write(self._unseen())
-            there = {m.id: m for m in self.live if m.joins <= self.now}
+            there = {m.id: m for m in self.live if m.joins <= self.now and not m.cut}
             for machine in there.values():
                 known.setdefault(machine.id, _node(machine, self.now))
             gone: dict[str, Reason] = {name: "failed" for name in known if name not in there}
@@ -161,7 +164,7 @@ class _World:
                 if lease.node in there:
                     there[lease.node].deadline = lease.gone_by
             over = bool(nodes) and stop_at(self.book, nodes) <= self.now
-            if over or (is_full and not self.live):
+            if over or (is_full and not self._visible()):
                 self._wind_down(nodes, started)
                 return False
             if not is_full:
@@ -177,7 +180,9 @@ class _World:
         """Saves and ends; nodes go when they are told, or when their watchdog says so."""
         for machine in list(self.live):
             told = self.now + self.chance.uniform(0.0, 1.5 * self.terms.drain_s)
-            self._end(machine, min(told, self._doom(machine)))
+            self._end(
+                machine, self._doom(machine) if machine.cut else min(told, self._doom(machine))
+            )
         self._write([Freed(kept.id)] if self.chance.random() < 0.5 else [])
 
     def _unseen(self) -> list[Entry]:
@@ -195,7 +200,7 @@ class _World:
 
     def _launch(self) -> None:
         booting = [m for m in self.live if m.joins > self.now]
-        short = self.wanted - len(self.live)
+        short = self.wanted - len(self._visible())
         if short > 0 and len(booting) < self.wanted and self.chance.random() < 0.7:
             ceiling, boot = (
                 self.chance.choice(self.ceilings),
@@ -222,10 +227,16 @@ class _World:
                 machine.prices.append((at, price))
             if self.chance.random() < seconds / self.loss_every:
                 self.losses += 1
+                if machine.id in self.leased and self.chance.random() < 0.3:
+                    machine.cut = True
+                    continue
                 self._end(machine, min(self._doom(machine), self.chance.uniform(self.now, end)))
             elif self._doom(machine) <= end:
                 self._end(machine, self._doom(machine))
         self.now = end
+
+    def _visible(self) -> list[_Machine]:
+        return [machine for machine in self.live if not machine.cut]
 
     def _doom(self, machine: _Machine) -> float:
         return machine.deadline + machine.late_s
@@ -256,7 +267,8 @@ class _World:
 
 
 def _node(machine: _Machine, now: float) -> Node:
-    return Node(machine.id, "any", "", "spot", machine.ceiling, machine.launched)
+    there = Node(machine.id, "any", "", "spot", machine.ceiling, machine.launched)
+    return replace(there, instance=machine.id)
 
 
 def history(seed: int, late_s: float = 0.0) -> Outcome:

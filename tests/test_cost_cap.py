@@ -49,6 +49,20 @@ def test_time_is_bought_for_all_nodes_and_again_at_half_of_it() -> None:
     assert book.committed == pytest.approx(0.60 + 1.71)
 
 
+def test_a_rented_machine_that_was_lost_is_charged_until_its_watchdog_ends_it() -> None:
+    rented = replace(NODES["a"], instance="i-1")
+    for reason, end in (("failed", 120.0), ("preempted", 60.0)):
+        book = Book()
+        (lease,) = plan(book, TERMS, Look(0.0, {"a": rented}), lambda *_: 36.0, lambda: "1")
+        book.add(lease)
+        gone = Look(60.0, {}, {"a": reason})  # type: ignore[dict-item]
+        (settled,) = plan(book, TERMS, gone, lambda *_: 18.0, lambda: "2")
+        book.add(settled)
+        assert settled == Settled("1", end, 36.0 if reason == "failed" else 18.0, reason)  # type: ignore[arg-type]
+        assert bool(book.unmatched(121.0)) is (reason == "failed")
+        assert book.committed == pytest.approx(1.2 if reason == "failed" else 0.3)
+
+
 def test_the_last_lease_takes_what_is_left_and_no_more() -> None:
     terms, book = replace(TERMS, cap=2.0), Book()
     bought(book, 0, terms)

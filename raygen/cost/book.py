@@ -164,8 +164,13 @@ class Book:
         ]
 
     def unmatched(self, now: float) -> list[Lease]:
-        """Leases whose node must be gone by `now`, and of which nobody said that it is."""
-        return [lease for lease in self.open.values() if lease.gone_by <= now]
+        """Leases charged in full, whose node must be gone by `now`: nobody saw when it went."""
+        presumed = [
+            lease
+            for lease in (self.leases[name] for name in self.settled)
+            if lease.instance and self.settled[lease.id].end == lease.gone_by
+        ]
+        return [x for x in [*self.open.values(), *presumed] if x.gone_by <= now]
 
     def spending(self, now: float) -> Spending:
         """Where what was spent up to `now` went.

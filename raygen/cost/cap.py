@@ -76,11 +76,12 @@ def plan(book: Book, terms: Terms, look: Look, paid: Paid, name: Callable[[], st
     """
     now, mine = look.now, {lease.node: lease for lease in book.open.values()}
     over = [mine[node] for node in look.gone if node in mine]
-    entries: list[Entry] = [
-        Settled(lease.id, max(now, lease.since), paid(lease, now), look.gone[lease.node])
-        for lease in over
-    ]
-    committed = book.committed + sum(_change(lease, now, paid) for lease in over)
+    ends = [_settled(lease, look.gone[lease.node], now, paid) for lease in over]
+    entries: list[Entry] = [*ends]
+    committed = book.committed - sum(lease.dollars for lease in over)
+    committed += sum(
+        end.hourly * (end.end - lease.since) / HOUR for lease, end in zip(over, ends, strict=True)
+    )
     fresh = [node for node in look.nodes.values() if node.id not in mine]
     held = [mine[node] for node in look.nodes if node in mine]
     if not fresh and all(lease.until - now >= terms.lease_s / 2 for lease in held):
@@ -183,6 +184,17 @@ def _until(
     if seconds < terms.lease_s and seconds < max(reach, 0.0) + terms.least_s:
         return None
     return now + seconds
+
+
+def _settled(lease: Lease, reason: Reason, now: float, paid: Paid) -> Settled:
+    """The end of a lease whose node is gone, as Ray sees it.
+
+    A rented machine of which it just heard no more may be cut off, and run until its watchdog ends
+    it: it is charged in full, until somebody asks the cloud.
+    """
+    if reason == "failed" and lease.instance:
+        return Settled(lease.id, lease.gone_by, lease.hourly, reason)
+    return Settled(lease.id, max(now, lease.since), paid(lease, now), reason)
 
 
 def _change(lease: Lease, now: float, paid: Paid) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import boto3
@@ -18,21 +17,18 @@ from raygen.cost.prices import price
 from raygen.cost.spot import region
 from raygen.errors import AccessError
 
-SECOND = 1.0  # to which AWS says it
 # As in "User initiated (2026-11-23 03:00:00 GMT)".
 _WHEN = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 
 
 def settle(ledger: Ledger) -> list[str]:
-    """Settles leases that are over and open by when AWS ended their machines; a line for each.
+    """Settles leases that were charged in full by when AWS ended their machines; a line for each.
 
-    And again those of machines that ran on when Ray had lost them, as when a network is cut.
     Of machines that run, or that AWS has forgotten (an hour after their end), nothing changes.
     Raises AccessError where AWS does not answer.
     """
     ledger.refresh()
-    asked = [*ledger.book.unmatched(time.time()), *_lost(ledger.book)]
-    ends = {lease.id: _ended(lease) for lease in asked}
+    ends = {lease.id: _ended(lease) for lease in ledger.book.unmatched(time.time())}
     known = {name: end for name, end in ends.items() if end is not None}
     lines: list[str] = []
 
@@ -47,25 +43,10 @@ def settle(ledger: Ledger) -> list[str]:
                 less = "less" if back >= 0 else "more"  # it may have outlived its driver
                 said = f"${abs(back):.4f} {less} than was leased"
                 lines.append(f"{lease.type} {lease.instance}: {said}")
-        for lease in _lost(book):
-            settled = book.settled[lease.id]
-            end = known.get(lease.id, 0.0)
-            if end - settled.end > SECOND:
-                entries.append(replace(settled, end=end))
-                more = settled.hourly * (end - settled.end) / HOUR
-                lines.append(f"{lease.type} {lease.instance}: ${more:.4f} more, for it ran on")
         return entries
 
     ledger.commit(decide)
     return lines
-
-
-def _lost(book: Book) -> list[Lease]:
-    """Leases that ended because Ray heard no more of their machines, and never did again."""
-    newest = {lease.instance: lease for lease in book.leases.values()}
-    ends = {lease.id: book.settled.get(lease.id) for lease in newest.values()}
-    failed = {name for name, settled in ends.items() if settled and settled.reason == "failed"}
-    return [lease for lease in newest.values() if lease.id in failed]
 
 
 def _ended(lease: Lease) -> float | None:
