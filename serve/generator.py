@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,8 @@ from raygen.manifest import Signer
 from serve import metrics
 from serve.drawing import MAX_BATCH, Point, choose
 
-ENCODERS = 1  # threads; the encoders release the interpreter lock
+# Threads, beside the one that draws: more than there are cores only get in each other's way.
+ENCODERS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
 GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
