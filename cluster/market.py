@@ -11,7 +11,7 @@ The node provider decides with this, and so does the simulated week of tests.ben
 A pool is one instance type in one zone: capacity and spot prices are a pool's own. Spot is asked
 for first, in the cheapest pool, and in a pool that refused it not again for a while. On-demand
 follows once spot was refused for longer than a user's patience, or, for work with a deadline, once
-waiting would miss it. Work with a deadline also waits for hours that are cheap by what was seen so
+waiting, or losing a node again, would miss it. Work with a deadline also waits for hours that are cheap by what was seen so
 far and in the three days before, as many as it needs. A node is given back, for the cluster to ask
 again, where another pool is cheaper by more than the restart costs: so an on-demand node that
 stands in for spot ends too.
@@ -226,7 +226,10 @@ def attempts(
     plan = [x for x in plan if x.pool.spot < x.pool.on_demand and x.pool.spot <= limit]
     if _falls_back(terms, memory, now) and on_demand < allowed(terms, most):
         dear = sorted(pools, key=lambda each: each.on_demand)
-        plan += [Attempt(pool, "on-demand") for pool in dear if pool.on_demand <= terms.max_hourly]
+        sure = [Attempt(pool, "on-demand") for pool in dear if pool.on_demand <= terms.max_hourly]
+        # Were a spot node lost once more, there would be no time for another of any kind.
+        last = memory.spare_s(terms, now) <= 2 * terms.restart_s
+        plan = sure + plan if last else plan + sure
     ready = now - terms.spot_again_s
     return [each for each in plan if memory.refusals.get(each.key, -math.inf) <= ready]
 

@@ -74,6 +74,10 @@ def test_a_deadline_that_waiting_would_miss_takes_on_demand_and_no_other_time() 
     busy = refusing(CHEAP, DEAR, at=3400.0)
     assert [market for _, market in planned(busy, 3399.0, terms)] == []
     assert [market for _, market in planned(busy, 3400.0, terms)] == ["on-demand", "on-demand"]
+    # With no time for one more restart it is bought where spot could be had as well.
+    assert [market for _, market in planned(Memory(), 3399.0, terms)] == ["spot", "spot"]
+    both = ["on-demand", "on-demand", "spot", "spot"]
+    assert [market for _, market in planned(Memory(), 3400.0, terms)] == both
     # Half of the nodes for 2000 s did a thousand seconds of its work.
     ahead = busy.looked(4, 1000.0, most=8).looked(4, 3000.0, most=8)
     assert ahead.worked_s == pytest.approx(1000.0)

@@ -137,7 +137,7 @@ def _measured() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seeds", type=int, default=20, help="weeks (20)")
+    parser.add_argument("--seeds", type=int, default=60, help="weeks (60)")
     parser.add_argument(
         "--measured", action=argparse.BooleanOptionalAction, default=True, help="bring one up"
     )
