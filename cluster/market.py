@@ -11,10 +11,10 @@ The node provider decides with this, and so does the simulated week of tests.ben
 A pool is one instance type in one zone: capacity and spot prices are a pool's own. Spot is asked
 for first, in the cheapest pool, and in a pool that refused it not again for a while. On-demand
 follows once spot was refused for longer than a user's patience, or, for work with a deadline, once
-waiting, or losing a node again, would miss it. Work with a deadline also waits for hours that are cheap by what was seen so
-far and in the three days before, as many as it needs. A node is given back, for the cluster to ask
-again, where another pool is cheaper by more than the restart costs: so an on-demand node that
-stands in for spot ends too.
+waiting, or losing a node again, would miss it. Work with a deadline also waits for hours that are
+cheap by what was seen so far and in the three days before, as many as it needs. A node is given
+back, for the cluster to ask again, where another pool is cheaper by more than the restart costs: so
+an on-demand node that stands in for spot ends too.
 Times are Unix seconds, prices dollars an hour.
 """
 
