@@ -51,8 +51,9 @@ class Batcher(Generic[Item, Result]):
 
     A lone item goes at once, and the busier the model, the larger the batches. Who was answered
     together often asks again together, one just after the other: a batch that would be smaller than
-    the last one waits for a moment that is short beside it. `run` gives positions and results as it makes them, and each is passed on
-    at once. An error of `run` goes to every item of its batch that has none yet.
+    the last one waits for a moment that is short beside it. `run` gives positions and results as it
+    makes them, and each is passed on at once. An error of `run` goes to every item of its batch
+    that has none yet.
     """
 
     def __init__(
@@ -296,6 +297,6 @@ class ClipSource:
             for row, clip_THWC in zip(rows, clips_NTHWC, strict=True):
                 yield row, Drawn(clip_THWC, batch)
         seconds = time.monotonic() - start
-        # Over about ten batches.
-        self._clip_s += 0.1 * (seconds / batch - self._clip_s)
+        # Over about ten batches; the first one is all that is known.
+        self._clip_s += (0.1 if self._clip_s else 1.0) * (seconds / batch - self._clip_s)
         metrics.drew(name, batch, seconds, [start - request.since for request in requests])
