@@ -185,3 +185,20 @@ def test_what_a_clip_takes_is_known_after_the_first(tmp_path: Path) -> None:
         await asyncio.gather(*asked)
 
     asyncio.run(main())
+
+
+def test_files_that_wait_to_be_encoded_count_as_well(tmp_path: Path) -> None:
+    source = ClipSource(generator(tmp_path), "plain", queue_s=1e-3)
+
+    async def main() -> None:
+        clip_THWC = (await source.draw(Ask(0, 0))).clip_THWC
+        asked = [
+            asyncio.create_task(source.encode([clip_THWC], "gif", 12.5, scale=8)) for _ in range(16)
+        ]
+        await asked[0]
+        with pytest.raises(Overloaded):
+            source.admit(1)
+        await asyncio.gather(*asked)
+        source.admit(1)
+
+    asyncio.run(main())
