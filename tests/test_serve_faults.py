@@ -26,7 +26,11 @@ from tests.small_runs import make_export, run_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ANY_RATE = {"rate": 1e6, "burst": 10**6}
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0"}
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+}
 
 
 @pytest.fixture(scope="module")

@@ -76,8 +76,11 @@ def test_ten_swaps_and_a_rollback_lose_nothing_and_mix_nothing(tmp_path: Path) -
 
             def live(digest: str) -> None:
                 """Waits until all that is answered is of it."""
-                newest = lambda: [a.headers.get("x-raygen-model") for a in answers[-32:]]  # noqa: E731
-                until(lambda: newest() == [digest] * 32)
+                until(
+                    lambda: (
+                        [a.headers.get("x-raygen-model") for a in answers[-32:]] == [digest] * 32
+                    )
+                )
 
             live(digests[0])
             for digest in digests[1:]:
@@ -116,8 +119,8 @@ def test_ten_times_its_capacity_is_refused_and_leaves_nothing_behind(
         alone = httpx.get(there.url + path.format(7), timeout=120)
         taken = [answer for answer in answers if answer.status == 200]
         assert all(is_refusal(a) for a in answers if a.status != 200), statuses(answers)
-        # It went on drawing, and what came with the flood is what was refused.
-        assert 0.5 * per_s * 60 < len(taken) < 3 * per_s * 60, (per_s, statuses(answers))
+        assert len(answers) - len(taken) > len(taken), statuses(answers)
+        assert len(taken) > 0.25 * per_s * 60, (per_s, statuses(answers))  # it went on drawing
         p99 = np.quantile([answer.seconds for answer in taken], 0.99)
         assert p99 < QUEUE_S + SLACK_S, p99
         assert max(sample.mib for sample in samples) < held + 96, (held, samples)
