@@ -32,6 +32,7 @@ from serve import edge
 from serve.api import build_api
 from serve.drawing import parse
 from serve.following import Following, check
+from serve.generator import QUEUE_S
 from serve.models import AnyModels, Models
 from serve.security import Guard, Security, SecurityArgs
 from serve.tokens import VARIABLE
@@ -62,6 +63,9 @@ class AppArgs(SecurityArgs):
         description="auto: measured at the start; plain: as `raygen generate`; or what /v1/models "
         "of another replica shows, so that all draw alike",
     )
+    queue_s: float = Field(
+        QUEUE_S, gt=0, description="seconds of drawing that may wait; what comes then gets a 503"
+    )
     videos: str = Field(
         "", description="folder for what POST makes; on several machines one that they share"
     )
@@ -82,9 +86,12 @@ class Clips:
                 args.model,
                 watermark=args.watermark,
                 signer=signer,
+                queue_s=args.queue_s,
             )
             if args.registry
-            else Models(args.export, args.device, args.drawing, args.watermark, signer)
+            else Models(
+                args.export, args.device, args.drawing, args.watermark, signer, args.queue_s
+            )
         )
         self.guard = Guard(args)
         folder = Path(args.videos or Path(tempfile.gettempdir()) / f"{VIDEOS}-{os.getuid()}")

@@ -27,7 +27,7 @@ from raygen.manifest import Signer
 from raygen.registry import Registry
 from raygen.releases import Shelf, Shelves, Version
 from raygen.smoke import smoke_test
-from serve.generator import ClipSource
+from serve.generator import QUEUE_S, ClipSource
 from serve.models import ModelNotFound, Served
 from serve.schemas import BEST, Model
 
@@ -69,6 +69,7 @@ class Following:
         *,
         watermark: bool = False,
         signer: Signer | None = None,
+        queue_s: float = QUEUE_S,
         poll_s: float = POLL_S,
         memory_mib: float = MEMORY_MIB,
     ) -> None:
@@ -79,7 +80,7 @@ class Following:
         """
         self._registry = Registry(registry)
         self._device, self._drawing = device, drawing
-        self._watermark, self._signer = watermark, signer
+        self._watermark, self._signer, self._queue_s = watermark, signer, queue_s
         self._poll_s, self._memory = poll_s, memory_mib * (1 << 20)
         self._version, self._shelves = self._read()
         self._default = name or next(iter(self._shelves))
@@ -91,6 +92,7 @@ class Following:
         self._cards: dict[Key, Model] = {}
         self._said: dict[str, str] = {}  # what the log was told last of each name
         self._looked_at = -math.inf
+        self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._watch: asyncio.Task[None] | None = None
         shelf = self._shelves.named(self._default)
@@ -188,7 +190,7 @@ class Following:
         clip_ms = smoke_test(generator, uri=f"{shelf.name} {version.digest}")
         tensors = generator.module.state_dict().values()
         return Followed(
-            ClipSource(generator, self._drawing, watermark=self._watermark, signer=self._signer),
+            ClipSource(generator, self._drawing, self._queue_s, self._watermark, self._signer),
             published=shelf.name,
             clip_ms=clip_ms,
             size=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
@@ -237,15 +239,18 @@ class Following:
                 self._say("", f"the registry cannot be read: {error}")
 
     async def _look(self, pause_s: float = 1.0) -> None:
-        """Reads the registry, if it was not just read."""
-        if time.monotonic() - self._looked_at < pause_s:
-            return
-        self._looked_at = time.monotonic()
-        loop = asyncio.get_running_loop()
-        version, shelves = await loop.run_in_executor(self._thread, self._read)
-        if version > self._version:
-            self._version, self._shelves = version, shelves
-            self._refused.clear()
+        """Reads the registry as it now is, so long after it was last read at the earliest."""
+        asked = time.monotonic()
+        async with self._turn:
+            if self._looked_at >= asked:  # for another request
+                return
+            await asyncio.sleep(self._looked_at + pause_s - asked)
+            self._looked_at = time.monotonic()
+            loop = asyncio.get_running_loop()
+            version, shelves = await loop.run_in_executor(self._thread, self._read)
+            if version > self._version:
+                self._version, self._shelves = version, shelves
+                self._refused.clear()
 
     def _read(self) -> tuple[int, Shelves]:
         shelves = copy.deepcopy(self._registry.refresh())

@@ -126,6 +126,11 @@ def _pieces(point: Point) -> list[Point]:
     return [point._replace(times=times[at : at + PIECE]) for at in range(0, len(times), PIECE)]
 
 
+def _mean(before: float, new: float) -> float:
+    """Over about the last ten; the first is all that is known."""
+    return before + 0.1 * (new - before) if before else new
+
+
 def _settle(future: asyncio.Future[Result], result: Result) -> None:
     if not future.done():
         future.set_result(result)
@@ -179,14 +184,16 @@ class ClipSource:
         self.clips_per_s = self._drawer.clips_per_s
         self._queue_s = queue_s
         self._clip_s = 1 / self.clips_per_s if self.clips_per_s else 0.0
+        self._files, self._file_s = 0, 0.0  # that are encoded or wait for it, and what one takes
         self._draw = Batcher(self._generate, MAX_BATCH)
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     def admit(self, clips: int) -> None:
         """Raises Overloaded where so many more would wait longer than the queue may last."""
         wait_s = (self._draw.waiting + clips - 1) * self._clip_s
+        wait_s += self._files * self._file_s / ENCODERS
         # What is asked for alone is drawn, however long it takes.
-        if wait_s > self._queue_s and self._draw.waiting:
+        if wait_s > self._queue_s and (self._draw.waiting or self._files > ENCODERS):
             metrics.refused(self.generator.name)
             raise Overloaded(max(1, math.ceil(wait_s - self._queue_s / 2)))
 
@@ -250,7 +257,12 @@ class ClipSource:
         """The clips [T,H,W,3] in one file, made in a thread; see `video.encode`."""
         start = time.monotonic()
 
-        def encode() -> bytes:
+        def encode() -> tuple[bytes, float]:
+            begun = time.monotonic()
+            data = encoded()
+            return data, time.monotonic() - begun
+
+        def encoded() -> bytes:
             clips_NTHWC = np.stack(clips)
             if self.watermark and format not in ("npy", "png"):
                 # One mark for the whole of a grid, where a detector looks for it.
@@ -260,7 +272,12 @@ class ClipSource:
                 return data
             return self.signer.sign(data, self.generator.name, self.generator.digest)
 
-        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
+        self._files += 1
+        try:
+            data, seconds = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
+        finally:
+            self._files -= 1
+        self._file_s = _mean(self._file_s, seconds)
         metrics.encoded(self.generator.name, format, time.monotonic() - start)
         return data
 
@@ -299,6 +316,5 @@ class ClipSource:
             for row, clip_THWC in zip(rows, clips_NTHWC, strict=True):
                 yield row, Drawn(clip_THWC, batch)
         seconds = time.monotonic() - start
-        # Over about ten batches.
-        self._clip_s += 0.1 * (seconds / batch - self._clip_s)
+        self._clip_s = _mean(self._clip_s, seconds / batch)
         metrics.drew(name, batch, seconds, [start - request.since for request in requests])

@@ -16,7 +16,7 @@ from raygen.errors import RaygenError
 from raygen.export import Generator, load_generator
 from raygen.manifest import Signer
 from raygen.models import any_length
-from serve.generator import ClipSource
+from serve.generator import QUEUE_S, ClipSource
 from serve.schemas import BEST, Model
 
 
@@ -91,10 +91,11 @@ class Models:
         drawing: str = "auto",
         watermark: bool = False,
         signer: Signer | None = None,
+        queue_s: float = QUEUE_S,
     ) -> None:
         """Loads it. `drawing`: as `serve.drawing.choose`. Raises ExportError."""
         generator = load_generator(export, device)
-        self._only = Served(ClipSource(generator, drawing, watermark=watermark, signer=signer))
+        self._only = Served(ClipSource(generator, drawing, queue_s, watermark, signer))
 
     def names(self) -> list[str]:
         """The names that `resolve` knows, `best` not among them."""

@@ -8,6 +8,7 @@ It starts a Ray of its own on loopback, and ends it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -133,22 +134,32 @@ class Answer:
     content: bytes
 
 
-@contextlib.contextmanager
-def asking(url: str, clients: int, path: Callable[[int], str]) -> Iterator[list[Answer]]:
-    """So many clients, each asking for path(0), path(1), ... of its own share, until it ends.
+Ask = Callable[[httpx.Client, int], httpx.Response]
+"""How a caller asks for its so manyeth."""
 
-    A caller that gets no answer for two minutes fails the test.
+
+def clips(path: str, seeds: int) -> Ask:
+    """Asks for the clips of these seeds in turn, under `path` with {} for the seed."""
+    return lambda http, number: http.get(path.format(number % seeds))
+
+
+@contextlib.contextmanager
+def asking(url: str, clients: int, ask: Ask, keep: bool = True) -> Iterator[list[Answer]]:
+    """So many clients, each asking for 0, 1, ... of its own share, until it ends.
+
+    A caller that gets no answer for two minutes fails the test. Unless `keep`, contents are not
+    kept.
     """
     stop, answers, failures = threading.Event(), [], []
 
     def client(first: int) -> None:
         number = first
-        with httpx.Client(base_url=url, timeout=120) as http:
+        with httpx.Client(base_url=url, timeout=120, follow_redirects=True) as http:
             while not stop.is_set():
                 at = time.monotonic()
                 try:
-                    got = http.get(path(number))
-                    what = (got.status_code, dict(got.headers), got.content)
+                    got = ask(http, number)
+                    what = (got.status_code, dict(got.headers), got.content if keep else b"")
                 except httpx.TimeoutException as error:
                     failures.append(error)
                     return
@@ -168,6 +179,69 @@ def asking(url: str, clients: int, path: Callable[[int], str]) -> Iterator[list[
             thread.join()
     if failures:
         pytest.fail(f"{len(failures)} callers got no answer: {failures[0]!r}")
+
+
+def flood(url: str, path: str, per_s: float, seconds: float) -> list[Answer]:
+    """What a clip of each seed, asked for so often whatever is answered meanwhile, gets.
+
+    Times count from when a request was due. One without an answer for two minutes fails the test.
+    """
+
+    async def one(http: httpx.AsyncClient, seed: int, due: float) -> Answer:
+        await asyncio.sleep(due - time.monotonic())
+        try:
+            got = await http.get(path.format(seed))
+        except httpx.TimeoutException:
+            raise
+        except httpx.TransportError:
+            return Answer(due, time.monotonic() - due, 0, {}, b"")
+        return Answer(due, time.monotonic() - due, got.status_code, dict(got.headers), got.content)
+
+    async def every() -> list[Answer]:
+        start, limits = time.monotonic(), httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+            count = round(per_s * seconds)
+            return await asyncio.gather(*(one(http, k, start + k / per_s) for k in range(count)))
+
+    return asyncio.run(every())
+
+
+def is_refusal(answer: Answer) -> bool:
+    """A problem document that says when to ask again."""
+    kind = answer.headers.get("content-type")
+    return (
+        answer.status == 503
+        and kind == "application/problem+json"
+        and int(answer.headers["retry-after"]) > 0
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process holds at a moment."""
+
+    at: float  # seconds of time.monotonic
+    mib: float  # resident
+    files: int  # descriptors
+
+
+@contextlib.contextmanager
+def watching(process: psutil.Process) -> Iterator[list[Sample]]:
+    """Samples of it, one a second, until it ends."""
+    stop, samples = threading.Event(), []
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            mib = process.memory_info().rss / (1 << 20)
+            samples.append(Sample(time.monotonic(), mib, process.num_fds()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
 def until(true: Callable[[], object], seconds: float = 120.0) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -168,3 +169,36 @@ def test_more_than_can_be_drawn_soon_is_refused(tmp_path: Path) -> None:
         return refused.value
 
     assert asyncio.run(main()).retry_after_s >= 1
+
+
+def test_what_a_clip_takes_is_known_after_the_first(tmp_path: Path) -> None:
+    slow = generator(tmp_path)
+    slow.module.register_forward_hook(lambda *_: time.sleep(0.2))
+    source = ClipSource(slow, "plain", queue_s=0.3)
+
+    async def main() -> None:
+        await source.draw(Ask(0, 0))
+        asked = [asyncio.create_task(source.draw(Ask(seed, 0))) for seed in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            source.admit(1)
+        await asyncio.gather(*asked)
+
+    asyncio.run(main())
+
+
+def test_files_that_wait_to_be_encoded_count_as_well(tmp_path: Path) -> None:
+    source = ClipSource(generator(tmp_path), "plain", queue_s=1e-3)
+
+    async def main() -> None:
+        clip_THWC = (await source.draw(Ask(0, 0))).clip_THWC
+        asked = [
+            asyncio.create_task(source.encode([clip_THWC], "gif", 12.5, scale=8)) for _ in range(16)
+        ]
+        await asked[0]
+        with pytest.raises(Overloaded):
+            source.admit(1)
+        await asyncio.gather(*asked)
+        source.admit(1)
+
+    asyncio.run(main())

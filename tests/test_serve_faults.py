@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +20,17 @@ import pytest
 
 from raygen.config import Config
 from raygen.export import export_run, load_generator
-from tests.serving import Answer, asking, serving, until
+from tests.serving import asking, clips, is_refusal, serving, until
 from tests.small_runs import make_export, run_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ANY_RATE = {"rate": 1e6, "burst": 10**6}
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0"}
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +47,24 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "large")
 
 
-def is_refusal(answer: Answer) -> bool:
-    """A problem document that says when to ask again."""
-    kind = answer.headers.get("content-type")
-    return (
-        answer.status == 503
-        and kind == "application/problem+json"
-        and int(answer.headers["retry-after"]) > 0
-    )
+@pytest.fixture(params=["python", "haproxy"])
+def ingress(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """The environment of Ray that chooses what stands before the replicas."""
+    if request.param == "python":
+        return {}
+    if shutil.which("haproxy") is None:
+        pytest.skip("no haproxy here")
+    return HAPROXY
 
 
-def test_a_killed_replica_takes_its_own_requests_and_no_others(tmp_path: Path, small: str) -> None:
+def test_a_killed_replica_takes_its_own_requests_and_no_others(
+    tmp_path: Path, small: str, ingress: Mapping[str, str]
+) -> None:
     arguments = {"export": small, **ANY_RATE}
-    with serving(tmp_path, arguments, {"num_replicas": 2}) as there:
+    with serving(tmp_path, arguments, {"num_replicas": 2}, environment=ingress) as there:
         until(lambda: len(there.replicas()) == 2)
-        path = f"/v1/models/{there.digest()}/clips/{{}}?format=npy"
-        with asking(there.url, 8, lambda number: path.format(number % 64)) as answers:
+        ask = clips(f"/v1/models/{there.digest()}/clips/{{}}?format=npy", 64)
+        with asking(there.url, 8, ask) as answers:
             until(lambda: len(answers) > 100)
             victim, other = there.replicas()
             victim.send_signal(signal.SIGKILL)
@@ -70,26 +77,22 @@ def test_a_killed_replica_takes_its_own_requests_and_no_others(tmp_path: Path, s
     assert all(is_refusal(answer) for answer in failed), Counter(a.status for a in failed)
     assert len(failed) <= 8 + 8  # what it had, and what came before anybody knew
     assert not any(answer.at > back for answer in failed)
-    clips = load_generator(small).generate(range(64), [seed % 3 for seed in range(64)])
+    drawn = load_generator(small).generate(range(64), [seed % 3 for seed in range(64)])
     for answer in answers:
         if answer.status == 200:
             seed = int(answer.headers["x-raygen-seed"])
-            assert np.array_equal(np.load(io.BytesIO(answer.content))[0], clips[seed])
+            assert np.array_equal(np.load(io.BytesIO(answer.content))[0], drawn[seed])
 
 
-@pytest.mark.parametrize("ingress", ["python", "haproxy"])
 def test_what_serve_itself_refuses_is_a_problem_document(
-    tmp_path: Path, large: str, ingress: str
+    tmp_path: Path, large: str, ingress: Mapping[str, str]
 ) -> None:
-    environment = HAPROXY if ingress == "haproxy" else {}
-    if ingress == "haproxy" and shutil.which("haproxy") is None:
-        pytest.skip("no haproxy here")
     with serving(
         tmp_path,
         {"export": large, **ANY_RATE},
         {"num_replicas": 1, "max_ongoing_requests": 2, "max_queued_requests": 2},
         {"request_timeout_s": 3},
-        environment,
+        ingress,
     ) as there:
         path = f"{there.url}/v1/models/{there.digest()}/clips/"
         late = httpx.post(f"{there.url}/v1/videos", json={"n": 64}, timeout=120)

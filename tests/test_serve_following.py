@@ -217,7 +217,7 @@ async def started(models: Following) -> Following:
 
 
 def test_names_digests_and_what_there_is_not(registry: Registry, exports: dict[str, str]) -> None:
-    first, second, third, _ = exports
+    first, second, *_ = exports
     registry.publish(exports[second], "other")
 
     async def run() -> None:
@@ -231,10 +231,19 @@ def test_names_digests_and_what_there_is_not(registry: Registry, exports: dict[s
         assert [(c.name, c.best) for c in models.cards()] == [("small", True), ("other", False)]
         with pytest.raises(ModelNotFound, match="there are best, small, other"):
             await models.resolve("another")
-        # Published a moment ago, and this replica has not looked since.
-        registry.publish(exports[third], "third")
-        models._looked_at = -1.0
-        assert (await models.resolve("third")).digest == third
+        await models.close()
+
+    asyncio.run(run())
+
+
+def test_what_others_saw_first_is_found(registry: Registry, exports: dict[str, str]) -> None:
+    async def run() -> None:
+        models, digest = following(registry, poll_s=60.0), [*exports][1]
+        with pytest.raises(ModelNotFound):
+            await models.resolve(digest)  # it has just looked, when that is published
+        registry.publish(exports[digest])
+        found = await asyncio.gather(*(models.resolve(digest) for _ in range(8)))
+        assert {served.digest for served in found} == {digest}
         await models.close()
 
     asyncio.run(run())
