@@ -14,8 +14,8 @@ def keep() -> None:
     """From now on this process keeps what it frees, where its C library is glibc.
 
     By default a large tensor's memory goes back to the kernel when it is freed and comes from it
-    again for the next one, page by page: a seventh of the time of drawing a clip on a CPU, a tenth
-    of a small step's. What is kept is the peak of what was in use.
+    again for the next one, page by page: up to a seventh of the time of drawing a clip on a CPU,
+    and up to a tenth of a small step's. What is kept is the peak of what was in use.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)

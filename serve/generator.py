@@ -259,18 +259,14 @@ class ClipSource:
 
         def encode() -> tuple[bytes, float]:
             begun = time.monotonic()
-            data = encoded()
-            return data, time.monotonic() - begun
-
-        def encoded() -> bytes:
             clips_NTHWC = np.stack(clips)
             if self.watermark and format not in ("npy", "png"):
                 # One mark for the whole of a grid, where a detector looks for it.
                 clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
             data = video.encode(clips_NTHWC, format, fps, labels, scale)
-            if self.signer is None or format != "mp4":
-                return data
-            return self.signer.sign(data, self.generator.name, self.generator.digest)
+            if self.signer is not None and format == "mp4":
+                data = self.signer.sign(data, self.generator.name, self.generator.digest)
+            return data, time.monotonic() - begun
 
         self._files += 1
         try:
