@@ -83,8 +83,13 @@ class Condition(NamedTuple):
         )
 
     def without(self, dropped_BK: Tensor) -> Condition:
-        """The kinds marked in bool `dropped_BK` are given no longer."""
+        """The kinds marked in bool `dropped_BK`, or what broadcasts to it, are given no longer."""
         return self._replace(given_BK=self.given_BK & ~dropped_BK.to(self.given_BK.device))
+
+    def only(self, kind: str) -> Condition:
+        """Nothing is given but this kind, where it was."""
+        others_K = torch.tensor([k != kind for k in KINDS], device=self.given_BK.device)
+        return self.without(others_K)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
         return Condition(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]

@@ -19,8 +19,9 @@ from raygen import augment
 from raygen.augment import Draw
 from raygen.conditions import Condition
 from raygen.config import KINDS, Config, SuperresConfig
+from raygen.matching import Crossing
 
-_LOW = 1 << 5  # turns from there on draw what a stage of super-resolution is given
+_LOW = 1 << 5  # turns from there on draw what a stage of super-resolution is given, and crossings
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class CriticDraws:
     noise_B2: a seed for each clip, real and fake, of the finite-difference penalty's noise; the
     noise itself is as large as the clips and is drawn where they are. dropped_BK: bool, kinds of
     conditions (as in config.KINDS) that are left out; None where none ever is. low: of a stage of
-    super-resolution alone.
+    super-resolution alone. crossing: of texts, where any are crossed.
     """
 
     z_BD: Tensor
@@ -66,12 +67,14 @@ class CriticDraws:
     noise_B2: Tensor
     dropped_BK: Tensor | None
     low: Degradation | None
+    crossing: Crossing | None
 
     def __getitem__(self, rows: slice) -> CriticDraws:
-        dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
-        low = None if self.low is None else self.low[rows]
         return CriticDraws(
-            self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows], dropped_BK, low
+            *(self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows]),
+            dropped_BK=None if self.dropped_BK is None else self.dropped_BK[rows],
+            low=self.low and self.low[rows],
+            crossing=self.crossing and self.crossing[rows],
         )
 
 
@@ -79,18 +82,22 @@ class CriticDraws:
 class GeneratorDraws:
     """For one step of the generator: latents, and what the critic is shown of either side.
 
-    dropped_BK and low as of the critic.
+    dropped_BK, low and crossing as of the critic.
     """
 
     z_BD: Tensor
     play: Draw
     dropped_BK: Tensor | None
     low: Degradation | None
+    crossing: Crossing | None
 
     def __getitem__(self, rows: slice) -> GeneratorDraws:
-        dropped_BK = None if self.dropped_BK is None else self.dropped_BK[rows]
-        low = None if self.low is None else self.low[rows]
-        return GeneratorDraws(self.z_BD[rows], self.play[rows], dropped_BK, low)
+        return GeneratorDraws(
+            *(self.z_BD[rows], self.play[rows]),
+            dropped_BK=None if self.dropped_BK is None else self.dropped_BK[rows],
+            low=self.low and self.low[rows],
+            crossing=self.crossing and self.crossing[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,10 @@ class Draws:
             noise_B = config.model.noise * torch.rand(count, generator=rng)
             return Degradation(noise_B, torch.randint(2**63 - 1, (count,), generator=rng))
 
+        def crossing(rng: torch.Generator) -> Crossing | None:
+            share = config.conditions.crossed
+            return Crossing.draw(share, count, rng) if share else None
+
         critic = tuple(
             CriticDraws(
                 z(rng(0, turn)),
@@ -138,10 +149,14 @@ class Draws:
                 seeds(rng(5, turn)),
                 dropped(rng(6, turn)),
                 low(rng(0, _LOW + turn)),
+                crossing(rng(2, _LOW + turn)),
             )[rows]
             for turn in range(config.loss.critic_steps)
         )
-        generator = GeneratorDraws(z(rng(1)), shown(rng(4)), dropped(rng(7)), low(rng(1, _LOW)))
+        generator = GeneratorDraws(
+            *(z(rng(1)), shown(rng(4)), dropped(rng(7)), low(rng(1, _LOW))),
+            crossing=crossing(rng(3, _LOW)),
+        )
         return cls(critic, generator[rows])
 
 

@@ -10,6 +10,7 @@ of this rank, C channels, T frames, H height, W width, D latent dimension.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,12 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from raygen import augment, losses
+from raygen import augment, losses, matching
 from raygen.conditions import Condition
 from raygen.config import Config, SuperresConfig
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.ema import ParameterEma
 from raygen.losses import scheduled
+from raygen.matching import Crossing
 from raygen.models import build_critic, build_generator, enlarged, recompute_activations
 from raygen.network import Learner, Network, Opponent, turn
 from raygen.objective import Judged, Objective, Term, total
@@ -106,6 +108,9 @@ class Pair:
             progress, config.loss.gamma, config.loss.gamma * config.loss.gamma_decay
         )
         self._schedule(progress)
+        for _, y_B in batches:
+            objective.hear(Condition.of(y_B))
+        heard_K = objective.heard(self.dtype)
 
         for number, (batch, drawn) in enumerate(
             zip(batches, draws.critic, strict=True), step * config.loss.critic_steps
@@ -114,11 +119,12 @@ class Pair:
             # the mean over real and fake is that of R1 and R2, hence gamma and not gamma / 2.
             lazily = config.loss.penalty_every if number % config.loss.penalty_every == 0 else 0
             with turn(self.critic, against=self.generator) as (critic, generate):
-                for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
-                    fake_BCTHW = generate(self._input(draw.z_BD), y_B)
+                for x_BCTHW, given_B, draw in self._micro_batches(batch, drawn):
+                    asked_B, y_B = _crossed(given_B, heard_K, draw.crossing)
+                    fake_BCTHW = generate(self._input(draw.z_BD), asked_B)
                     # What was made from a small clip is moved as the real one and that clip are.
                     other = draw.fake if draw.low is None else draw.real
-                    real_logit_B, fake_logit_B, penalty = self._scored(
+                    real_logit_B, fake_logit_B, penalty, entered_BC = self._scored(
                         critic,
                         augment.apply(x_BCTHW, draw.real, probability),
                         augment.apply(fake_BCTHW, other, probability),
@@ -126,22 +132,26 @@ class Pair:
                         draw,
                         penalised=gamma * lazily > 0,
                     )
-                    terms = objective.critic(real_logit_B, fake_logit_B, penalty, gamma * lazily)
+                    contrast = self._contrast(critic, entered_BC, given_B, heard_K)
+                    logits = real_logit_B, fake_logit_B
+                    terms = objective.critic(*logits, penalty, gamma * lazily, contrast)
                     critic.minimise(total(terms))
                     figures.add_losses(terms)
                     figures.add("logit/real", real_logit_B.mean())
                     figures.add("logit/fake", fake_logit_B.mean())
 
         with turn(self.generator, against=self.critic) as (generator, judge):
-            for x_BCTHW, y_B, play in self._micro_batches(batches[-1], draws.generator):
-                fake_BCTHW = generator(self._input(play.z_BD), y_B)
+            for x_BCTHW, given_B, play in self._micro_batches(batches[-1], draws.generator):
+                asked_B, y_B = _crossed(given_B, heard_K, play.crossing)
+                fake_BCTHW = generator(self._input(play.z_BD), asked_B)
                 self.shown_BCTHW = fake_BCTHW.detach()
                 seen_B = _seen(y_B, x_BCTHW, play.play, probability)
                 shown_BCTHW = augment.apply(fake_BCTHW, play.play, probability)
-                fake = _judged(judge, fake_BCTHW, shown_BCTHW, seen_B)
+                fake, entered_BC = _judged(judge, fake_BCTHW, shown_BCTHW, seen_B)
                 shown_BCTHW = augment.apply(x_BCTHW, play.play, probability)
-                real = _judged(judge, x_BCTHW, shown_BCTHW, seen_B)
-                terms = objective.generator(real, fake)
+                real, _ = _judged(judge, x_BCTHW, shown_BCTHW, seen_B)
+                contrast = self._contrast(judge, entered_BC, asked_B, heard_K)
+                terms = objective.generator(real, fake, contrast)
                 generator.minimise(total(terms))
                 figures.add_losses(terms)
 
@@ -189,10 +199,10 @@ class Pair:
         draw: CriticDraws,
         *,
         penalised: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits of real and fake, and the mean of R1 and R2, each without its gamma / 2.
 
-        With `loss.r1` and `loss.r2`, though.
+        With `loss.r1` and `loss.r2`, though. Last, what of the real clips entered the head.
         """
         clips, loss = [real_BCTHW, fake_BCTHW], self.config.loss
         finite = penalised and not self.config.exact_penalty
@@ -204,11 +214,12 @@ class Pair:
         if self.config.model.batch_statistics:
             # Apart, as the generator's turn will show it the fakes: a critic that normalises by
             # batch sees another clip in other company.
-            logits = [critic(x_BCTHW, y_B).float() for x_BCTHW in clips]
+            judged = [critic.with_head(x_BCTHW, y_B) for x_BCTHW in clips]
+            logits, entered = [logit_B.float() for logit_B, _ in judged], judged[0][1]
         else:
-            logits = list(
-                critic(torch.cat(clips), y_B.repeat(len(clips))).float().chunk(len(clips))
-            )
+            logit_N, entered = critic.with_head(torch.cat(clips), y_B.repeat(len(clips)))
+            logits = list(logit_N.float().chunk(len(clips)))
+            entered = entered.chunk(len(clips))[0]
         penalty = torch.zeros((), device=self.device)
         weight_2 = torch.tensor([loss.r1, loss.r2], device=self.device)
         weight_B = weight_2.repeat_interleave(len(real_BCTHW))
@@ -218,7 +229,20 @@ class Pair:
             )
         elif penalised:
             penalty = critic.gradient_penalty(torch.cat(clips), y_B.repeat(2), weight_B)
-        return logits[0], logits[1], penalty
+        return logits[0], logits[1], penalty, entered
+
+    def _contrast(
+        self,
+        critic: Learner | Opponent,
+        entered_BC: Tensor,
+        y_B: Condition,
+        heard_K: Condition | None,
+    ) -> Tensor | None:
+        """Of clips that are to show y_B, of which this entered the head; None where not asked."""
+        kinds = [k for k in self.config.conditions.kinds if k != "image"]  # seen, not told
+        if heard_K is None or not kinds:
+            return None
+        return matching.contrast(functools.partial(critic.fit, entered_BC), y_B, heard_K, kinds)
 
     def _micro_batches(
         self, batch: Batch, drawn: _Drawn
@@ -282,9 +306,18 @@ def _seen(
     return y_B._replace(low_BCTHW=augment.apply(low_BCTHW, draw, probability))
 
 
-def _judged(judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Condition) -> Judged:
-    logit_B, feature_BC = judge.with_features(shown_BCTHW, y_B)
-    return Judged(x_BCTHW, logit_B.float(), feature_BC.float())
+def _crossed(
+    y_B: Condition, heard_K: Condition | None, crossing: Crossing | None
+) -> tuple[Condition, Condition]:
+    return (y_B, y_B) if crossing is None else crossing.of(y_B, heard_K)
+
+
+def _judged(
+    judge: Opponent, x_BCTHW: Tensor, shown_BCTHW: Tensor, y_B: Condition
+) -> tuple[Judged, Tensor]:
+    logit_B, entered_BC = judge.with_head(shown_BCTHW, y_B)
+    feature_BC = entered_BC.reshape(*entered_BC.shape[:2], -1).mean(2)
+    return Judged(x_BCTHW, logit_B.float(), feature_BC.float()), entered_BC
 
 
 def _notes(config: Config, batches: int, micro_batch: int) -> list[str]:

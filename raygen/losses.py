@@ -101,6 +101,21 @@ def lecam(
     return ((real_logit_B - fake_anchor).square() + (fake_logit_B - real_anchor).square()).mean()
 
 
+def contrastive(
+    own_B: Tensor, other_BK: Tensor, counts_BK: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """InfoNCE (arXiv 1807.03748, eq. 4), a scalar: how surely a clip's own condition is told.
+
+    Of cosines of a critic's features with embedded conditions, as XMC-GAN's sentence loss (arXiv
+    2101.04702) has them, in both turns: the critic learns from real clips what shows what, the
+    generator is to draw what the critic recognises. Bool `counts_BK`: the alternatives; a clip
+    with none adds 0.
+    """
+    other_BK = other_BK.masked_fill(~counts_BK, -math.inf)
+    score_BN = torch.cat([own_B[:, None], other_BK], 1) / temperature
+    return (score_BN.logsumexp(1) - score_BN[:, 0]).mean()
+
+
 def mean_gap(fake_BK: Tensor, fake_mean_K: Tensor, real_mean_K: Tensor) -> Tensor:
     """Half the squared distance of two means of K statistics, a scalar.
 

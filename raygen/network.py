@@ -27,6 +27,7 @@ from raygen.conditions import Condition
 from raygen.config import AdamConfig, Config
 from raygen.errors import CheckpointError
 from raygen.models import parameter_count
+from raygen.models.blocks import Projection
 
 # The highest stage through which a double backward, and so exact R1 and R2, comes out right.
 EXACT_STAGE = 2
@@ -121,6 +122,17 @@ class Learner:
         output: Tensor = self._network._engine(*inputs)
         return output
 
+    def with_head(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
+        """As calling it, a critic; and what entered its `head`, for `fit`."""
+        with _entering(self._network.module) as entered:
+            output = self(*inputs)
+        return output, entered[0]
+
+    def fit(self, entered_NC: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
+        """How well conditions fit clips, of which this entered its head: [B] and [B, K]."""
+        self._check()
+        return _head(self._network.module).fit(entered_NC, y_B, others_K)
+
     def gradient_penalty(
         self, x_BCTHW: Tensor, y_B: Condition | Tensor, weight_B: Tensor | float = 1.0
     ) -> Tensor:
@@ -162,19 +174,18 @@ class Opponent:
             output: Tensor = self._module(*inputs)
         return output
 
-    def with_features(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
-        """A critic's logits [B], and what enters its `head`, averaged over positions: [B, C].
+    def with_head(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
+        """A critic's logits [B], and what enters its `head`: [B, C, ...].
 
         Of a critic that judges frame by frame, a row a frame.
         """
-        entered: list[Tensor] = []
-        head: Any = self._module.head
-        hook = head.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
-        try:
+        with _entering(self._module) as entered:
             output = self(*inputs)
-        finally:
-            hook.remove()
-        return output, entered[0].reshape(*entered[0].shape[:2], -1).mean(2)
+        return output, entered[0]
+
+    def fit(self, entered_NC: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
+        """As of a learner."""
+        return _head(self._module).fit(entered_NC, y_B, others_K)
 
 
 @contextmanager
@@ -187,6 +198,22 @@ def turn(network: Network, *, against: Network) -> Iterator[tuple[Learner, Oppon
     finally:
         against.module.requires_grad_(True)
         learner._over = opponent._over = True
+
+
+def _head(critic: nn.Module) -> Projection:
+    head: Projection = critic.head  # type: ignore[assignment]
+    return head
+
+
+@contextmanager
+def _entering(critic: nn.Module) -> Iterator[list[Tensor]]:
+    """What enters the critic's head in each call."""
+    entered: list[Tensor] = []
+    hook = _head(critic).register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    try:
+        yield entered
+    finally:
+        hook.remove()
 
 
 def settings(

@@ -7,9 +7,10 @@
 
 A term is a mean over clips, each judged alone, so that neither the number of workers nor of
 micro-batches changes it. What is about a whole batch is not taken from the batch at hand, which is
-only a part of it, but from moving averages over the global batches before: LeCam's anchors, the
-means that fakes are to match, ADA's probability. They are alike on every rank, and in the
-checkpoint. Names carry shapes: B clips, C channels, T frames, H height, W width, K statistics.
+only a part of it, but from the global batches before: moving averages (LeCam's anchors, the means
+that fakes are to match, ADA's probability) and the conditions of the last clips. They are alike on
+every rank, and in the checkpoint. Names carry shapes: B clips, C channels, T frames, H height, W
+width, K statistics.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor, distributed
 
 from raygen import augment, losses, temporal
+from raygen.conditions import Condition
 from raygen.config import Config
 from raygen.losses import scheduled
+from raygen.matching import Heard
 
 # Of the old value in each step. LeCam's own (arXiv 2104.03310, section 4); ADA looks at four
 # batches (arXiv 2006.06676, section 3.1); what is to be matched moves with the generator.
@@ -65,16 +68,31 @@ class Objective:
         self._loss, self._augment = config.loss, config.augment
         self._batch = config.train.batch_size * config.loss.critic_steps
         self._averages = _Averages(device)
+        self._heard = Heard(config.conditions, device)
         self._adapted = torch.zeros((), dtype=torch.float64, device=device)
 
     def probability(self, progress: float) -> Tensor | float:
         """The share of clips that each kind of augmentation is applied to."""
         return self._adapted if self._augment.adaptive else self._most(progress)
 
+    def hear(self, y_B: Condition) -> None:
+        """The conditions of a batch of this step, which those of later steps are told from."""
+        if self._loss.contrast:
+            self._heard.add(y_B)
+
+    def heard(self, dtype: torch.dtype) -> Condition | None:
+        """Conditions of steps before; None where there were none, or nothing is told from them."""
+        return self._heard.conditions(dtype)
+
     def critic(
-        self, real_logit_B: Tensor, fake_logit_B: Tensor, penalty: Tensor, weight: float
+        self,
+        real_logit_B: Tensor,
+        fake_logit_B: Tensor,
+        penalty: Tensor,
+        weight: float,
+        contrast: Tensor | None = None,
     ) -> list[Term]:
-        """The critic's terms; `penalty` is that of R1 and R2."""
+        """The critic's terms; `penalty` is that of R1 and R2, `contrast` that of real clips."""
         loss, averages = self._loss, self._averages
         terms = [
             Term("critic", 1.0, losses.critic_loss(loss.kind, real_logit_B, fake_logit_B)),
@@ -89,10 +107,10 @@ class Objective:
         if self._augment.adaptive:
             sure_B = losses.margin(loss.kind, real_logit_B, fake_logit_B).sign()
             averages.add("sure", sure_B[:, None])
-        return terms
+        return terms + self._contrast("contrast/real", contrast)
 
-    def generator(self, real: Judged, fake: Judged) -> list[Term]:
-        """The generator's terms."""
+    def generator(self, real: Judged, fake: Judged, contrast: Tensor | None = None) -> list[Term]:
+        """The generator's terms; `contrast` is that of its clips."""
         loss, averages = self._loss, self._averages
         value = losses.generator_loss(loss.kind, real.logit_B, fake.logit_B)
         terms = [Term("generator", 1.0, value)]
@@ -112,11 +130,15 @@ class Objective:
                 terms.append(Term(name, weight, losses.mean_gap(fake_BK, *means)))
                 averages.add(f"{name}/fake", fake_BK)
                 averages.add(f"{name}/real", real_BK)
-        return terms
+        return terms + self._contrast("contrast/fake", contrast)
+
+    def _contrast(self, name: str, value: Tensor | None) -> list[Term]:
+        return [] if value is None else [Term(name, self._loss.contrast, value)]
 
     def settle(self, progress: float) -> None:
         """After a step: its clips, those of all ranks, enter the averages. Collective."""
         self._averages.settle()
+        self._heard.settle()
         if self._augment.adaptive:
             self._adapted = augment.adapted(
                 self._adapted,
@@ -128,12 +150,17 @@ class Objective:
 
     def state(self) -> dict[str, Any]:
         """In plain JSON types, for a checkpoint."""
-        return {"probability": float(self._adapted), "averages": self._averages.state()}
+        return {
+            "probability": float(self._adapted),
+            "averages": self._averages.state(),
+            "heard": self._heard.state(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` gave; what it does not have begins anew."""
         self._adapted.fill_(state.get("probability", 0.0))
         self._averages.load(state.get("averages", {}))
+        self._heard.load(state.get("heard", []))
 
     def _most(self, progress: float) -> float:
         return scheduled(progress, self._augment.probability, self._augment.probability_end)

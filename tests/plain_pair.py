@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from raygen import augment, temporal
 from raygen.conditions import Condition
-from raygen.config import Config, SuperresConfig
+from raygen.config import KINDS, Config, SuperresConfig
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
 from raygen.models import build_critic, build_generator
 
@@ -37,6 +38,7 @@ class PlainPair:
         self.average = {k: v.clone() for k, v in self.generator.state_dict().items()}
         self.probability = 0.0 if config.augment.adaptive else config.augment.probability
         self.means: dict[str, Tensor] = {}
+        self.heard: list[Condition] = []  # of one clip each
         self.steps = 0
 
     def step(self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float) -> None:
@@ -72,7 +74,8 @@ class PlainPair:
 
         z, y = draws.generator.z_BD.to(self.device), without(y, draws.generator.dropped_BK)
         y = self._lowered(x, y, draws.generator)
-        fake = generator(z, y)
+        asked, y = self._crossed(y, draws.generator)
+        fake = generator(z, asked)
         play, fake_features = self._looked_at(fake, y, draws)
         rival, real_features = self._looked_at(x, y, draws)
         loss = F.softplus(rival - play).mean()
@@ -82,6 +85,10 @@ class PlainPair:
             loss = -play.mean()
         if config.loss.pixels:
             loss = loss + config.loss.pixels * F.l1_loss(fake, x)
+        if config.loss.contrast:
+            shown = augment.apply(fake, draws.generator.play, self.probability)
+            entered = self.critic.layers(shown)  # type: ignore[operator]
+            loss = loss + config.loss.contrast * self._contrast(entered, asked)
         for weight, name, statistics in (
             (config.loss.roughness, "roughness", lambda: map(temporal.roughness, (fake, x))),
             (config.loss.patches, "patches", lambda: map(temporal.unexplained, (fake, x))),
@@ -99,6 +106,8 @@ class PlainPair:
         self._clip(generator)
         self.optim_g.step()
         self._remember(measured)
+        for _, y in batches:
+            self.heard += [Condition.of(y).rows(slice(i, i + 1)) for i in range(len(x))]
         if config.augment.adaptive:
             clips = config.train.batch_size * config.loss.critic_steps
             way = 1 if self.means["sure"] > config.augment.target else -1
@@ -128,6 +137,46 @@ class PlainPair:
         head: torch.nn.Module = self.critic.head  # type: ignore[assignment]
         map_ = layers(augment.apply(clips, draws.generator.play, self.probability))
         return head(map_, y), map_.mean((2, 3, 4))
+
+    def _crossed(
+        self, y: Tensor | Condition, drawn: CriticDraws | GeneratorDraws
+    ) -> tuple[Tensor | Condition, Tensor | Condition]:
+        """What the generator is asked for, and what the critic is told."""
+        if drawn.crossing is None or not self.heard:
+            return y, y
+        y, heard = Condition.of(y), self.heard[-64:]
+        text, given, told = (part.clone() for part in (y.text, y.given_BK, y.given_BK))  # type: ignore[union-attr]
+        for i, row in enumerate(text):
+            other = heard[int(drawn.crossing.with_B[i] * len(heard))]
+            if not (drawn.crossing.crossed_B[i] and given[i, 1] and other.given_BK[0, 1]):
+                continue
+            cut = int(1 + drawn.crossing.at_B[i] * (int((row > 0).sum()) - 1))
+            words = [row, other.text[0]]  # type: ignore[index]
+            first, last = words if drawn.crossing.order_B[i] >= 0.5 else words[::-1]
+            text[i] = torch.cat([first[:cut], last[cut:]])
+            given[i] = torch.tensor([False, True, False, False])
+            told[i] = False
+        return y._replace(text=text, given_BK=given), y._replace(given_BK=told)
+
+    def _contrast(self, entered: Tensor, y: Tensor | Condition) -> Tensor:
+        """Clip by clip, against those of other conditions alone."""
+        head, loss = self.critic.head, torch.zeros((), device=self.device)
+        kinds = [kind for kind in self.config.conditions.kinds if kind != "image"]
+        for i, kind in itertools.product(range(len(entered)) if self.heard else (), kinds):
+            own, k = Condition.of(y).rows(slice(i, i + 1)).only(kind), KINDS.index(kind)
+            says = {"class": "labels_B", "text": "text", "vector": "vector_BV"}[kind]
+            others = [
+                other.only(kind)
+                for other in self.heard[-64:]
+                if own.given_BK[0, k] and other.given_BK[0, k]
+                if not torch.equal(getattr(own, says), getattr(other, says))
+            ]
+            hidden = F.leaky_relu(head.hidden(entered[i].flatten()), 0.2)  # type: ignore[operator,union-attr]
+            said = torch.cat([head.embedding(c) for c in (own, *others)])  # type: ignore[operator,union-attr]
+            scores = F.cosine_similarity(hidden[None], said) / 0.1
+            picked = F.cross_entropy(scores[None], torch.zeros(1, dtype=torch.long))
+            loss = loss + picked / (len(entered) * len(kinds))
+        return loss
 
     def _lowered(
         self, x: Tensor, y: Tensor | Condition, drawn: CriticDraws | GeneratorDraws
@@ -169,9 +218,10 @@ class PlainPair:
         gamma: float,
         measured: dict[str, list[Tensor]],
     ) -> Tensor:
-        config, critic = self.config, self.critic
+        config, critic, given = self.config, self.critic, y
+        asked, y = self._crossed(y, drawn)
         with torch.no_grad():
-            made = self.generator(drawn.z_BD.to(self.device), y)
+            made = self.generator(drawn.z_BD.to(self.device), asked)
         fake = augment.apply(
             made, drawn.fake if drawn.low is None else drawn.real, self.probability
         )
@@ -191,6 +241,9 @@ class PlainPair:
         else:
             logits = list(critic(torch.cat(clips), y.repeat(len(clips))).chunk(len(clips)))
         loss = F.softplus(logits[1] - logits[0]).mean()
+        contrast = torch.zeros((), device=self.device)
+        if config.loss.contrast:
+            contrast = self._contrast(critic.layers(shown), given)  # type: ignore[operator]
         if config.loss.kind == "bce":
             loss = (F.softplus(-logits[0]) + F.softplus(logits[1])).mean()
         elif config.loss.kind == "hinge":
@@ -209,6 +262,7 @@ class PlainPair:
             )
             apart = (logits[0] - fake_anchor) ** 2 + (logits[1] - real_anchor) ** 2
             loss = loss + config.loss.lecam * apart.mean()
+        loss = loss + config.loss.contrast * contrast
         weight = gamma / 2 * config.loss.penalty_every
         if finite:
             for near, far, share in (

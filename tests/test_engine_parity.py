@@ -175,6 +175,19 @@ VARIANTS = {
         for stage in (1, 3)
     },
     **{
+        f"told from other conditions, texts crossed, {name}": (
+            *("conditions.kinds=[class,text,image,vector]", "conditions.drop=0.3"),
+            *("loss.contrast=0.7", "conditions.crossed=0.5"),
+            *("conditions.vector_dim=3", "conditions.text_length=4"),
+            *("optim.generator.lr=1e-5", "optim.critic.lr=1e-5", "seed=1", *form),
+        )
+        for name, form in {
+            "1": ("train.zero_stage=1", "train.micro_batch=2"),
+            "3": ("train.zero_stage=3", "loss.critic_steps=2"),
+            "3 and 3": FINITE,
+        }.items()
+    },
+    **{
         f"super-resolution, {stage}": (
             *("model.kind=superres", "model.factor=2", "model.blocks=1", "data.size=32x64"),
             *("loss.pixels=0.5", "augment.translate=0.2", f"train.zero_stage={stage}", "seed=7"),

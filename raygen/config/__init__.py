@@ -128,6 +128,12 @@ class Config(Section):
                 "train.critic_stage of 1 to 3",
                 "train.offload",
             )
+        if self.conditions.crossed and not self.loss.contrast:
+            raise ConfigError(
+                "conditions.crossed asks for texts that only loss.contrast tells the generator "
+                "of; take loss.contrast=1",
+                "loss.contrast",
+            )
         if self.augment.adaptive and not self.augment.kinds:
             raise ConfigError(
                 "augment.adaptive has nothing to apply; give augment.colour, saturation, "

@@ -150,6 +150,12 @@ class ConditionsConfig(Section):
     drop: float | None = Field(
         None, ge=0, le=0.9, description="share left out in training, each kind; null: as kinds need"
     )
+    crossed: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="share of texts crossed of two captions, for a generator to draw; tokens only",
+    )
     encoder: str = Field(
         "tokens",
         min_length=1,
@@ -178,6 +184,8 @@ class ConditionsConfig(Section):
                 f"kinds must be one or more of {', '.join(KINDS)}, each once "
                 f"(got {list(self.kinds)})"
             )
+        if self.crossed and ("text" not in self.kinds or self.encoder != "tokens"):
+            raise ValueError("crossed crosses texts of encoder tokens; take crossed=0 without them")
         if "image" in self.kinds and not self.drop_share:
             raise ValueError(
                 "drop=0 makes a model that cannot draw without a first frame, and samples and "

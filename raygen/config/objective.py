@@ -35,6 +35,9 @@ class LossConfig(Section):
         0.0, ge=0, description="weight of frames explaining the next ones' patches as real ones do"
     )
     features: float = Field(0.0, ge=0, description="weight of matching the critic's mean features")
+    contrast: float = Field(
+        0.0, ge=0, description="weight of telling a clip's conditions from those of other clips"
+    )
     pixels: float = Field(
         0.0, ge=0, description="superres: weight of L1 between an enlarged clip and the real one"
     )

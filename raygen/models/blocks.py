@@ -178,6 +178,23 @@ class Projection(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, y_B: Condition | Tensor) -> Tensor:
         """[B, C, T, H, W] with C*T*H*W = `features`, and conditions -> logits [B]."""
-        h_BD: Tensor = F.leaky_relu(self.hidden(x_BCTHW.flatten(1)), 0.2)
+        h_BD = self._features(x_BCTHW)
         projected_B: Tensor = (h_BD * self.embedding(y_B)).sum(1)
         return torch.squeeze(self.unconditional(h_BD), 1) + projected_B
+
+    def fit(self, x_BCTHW: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
+        """Cosines of features with embedded conditions: own [B], others' [B, K].
+
+        `x_BCTHW` as in `forward`; of a critic that judges frame by frame, a row a frame.
+        """
+        h_ND = self._features(x_BCTHW)
+        h_BD = h_ND.view(len(y_B.labels_B), -1, h_ND.shape[1]).mean(1)
+        h_BD, own_BD, other_KD = (
+            F.normalize(x.float(), dim=1)
+            for x in (h_BD, self.embedding(y_B), self.embedding(others_K))
+        )
+        return (h_BD * own_BD).sum(1), h_BD @ other_KD.T
+
+    def _features(self, x_BCTHW: Tensor) -> Tensor:
+        h_BD: Tensor = F.leaky_relu(self.hidden(x_BCTHW.flatten(1)), 0.2)
+        return h_BD
