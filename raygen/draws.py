@@ -19,7 +19,7 @@ from raygen import augment
 from raygen.augment import Draw
 from raygen.conditions import Condition
 from raygen.config import KINDS, Config, SuperresConfig
-from raygen.matching import Crossing
+from raygen.matching import REMEMBERED, Crossing
 
 _LOW = 1 << 5  # turns from there on draw what a stage of super-resolution is given, and crossings
 
@@ -102,10 +102,14 @@ class GeneratorDraws:
 
 @dataclass(frozen=True)
 class Draws:
-    """For one whole step: `loss.critic_steps` steps of the critic, then one of the generator."""
+    """For one whole step: `loss.critic_steps` steps of the critic, then one of the generator.
+
+    heard: how texts are crossed that clips are told from, alike on every rank; None for not at all.
+    """
 
     critic: tuple[CriticDraws, ...]
     generator: GeneratorDraws
+    heard: Crossing | None
 
     @classmethod
     def at(cls, config: Config, step: int, rows: slice) -> Draws:
@@ -137,7 +141,7 @@ class Draws:
             noise_B = config.model.noise * torch.rand(count, generator=rng)
             return Degradation(noise_B, torch.randint(2**63 - 1, (count,), generator=rng))
 
-        def crossing(rng: torch.Generator) -> Crossing | None:
+        def crossing(rng: torch.Generator, count: int = count) -> Crossing | None:
             share = config.conditions.crossed
             return Crossing.draw(share, count, rng) if share else None
 
@@ -157,7 +161,7 @@ class Draws:
             *(z(rng(1)), shown(rng(4)), dropped(rng(7)), low(rng(1, _LOW))),
             crossing=crossing(rng(3, _LOW)),
         )
-        return cls(critic, generator[rows])
+        return cls(critic, generator[rows], crossing(rng(4, _LOW), REMEMBERED))
 
 
 def noise_like(x_BCTHW: Tensor, seed_B: Tensor) -> Tensor:

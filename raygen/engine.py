@@ -111,6 +111,8 @@ class Pair:
         for _, y_B in batches:
             objective.hear(Condition.of(y_B))
         heard_K = objective.heard(self.dtype)
+        # Told from crossed texts too, a critic cannot but read each word of them.
+        others_K = heard_K and _crossed(heard_K, heard_K, draws.heard)[0]
 
         for number, (batch, drawn) in enumerate(
             zip(batches, draws.critic, strict=True), step * config.loss.critic_steps
@@ -132,7 +134,7 @@ class Pair:
                         draw,
                         penalised=gamma * lazily > 0,
                     )
-                    contrast = self._contrast(critic, entered_BC, given_B, heard_K)
+                    contrast = self._contrast(critic, entered_BC, given_B, others_K)
                     logits = real_logit_B, fake_logit_B
                     terms = objective.critic(*logits, penalty, gamma * lazily, contrast)
                     critic.minimise(total(terms))
@@ -150,7 +152,7 @@ class Pair:
                 fake, entered_BC = _judged(judge, fake_BCTHW, shown_BCTHW, seen_B)
                 shown_BCTHW = augment.apply(x_BCTHW, play.play, probability)
                 real, _ = _judged(judge, x_BCTHW, shown_BCTHW, seen_B)
-                contrast = self._contrast(judge, entered_BC, asked_B, heard_K)
+                contrast = self._contrast(judge, entered_BC, asked_B, others_K)
                 terms = objective.generator(real, fake, contrast)
                 generator.minimise(total(terms))
                 figures.add_losses(terms)
@@ -236,13 +238,13 @@ class Pair:
         critic: Learner | Opponent,
         entered_BC: Tensor,
         y_B: Condition,
-        heard_K: Condition | None,
+        others_K: Condition | None,
     ) -> Tensor | None:
         """Of clips that are to show y_B, of which this entered the head; None where not asked."""
         kinds = [k for k in self.config.conditions.kinds if k != "image"]  # seen, not told
-        if heard_K is None or not kinds:
+        if others_K is None or not kinds:
             return None
-        return matching.contrast(functools.partial(critic.fit, entered_BC), y_B, heard_K, kinds)
+        return matching.contrast(functools.partial(critic.fit, entered_BC), y_B, others_K, kinds)
 
     def _micro_batches(
         self, batch: Batch, drawn: _Drawn

@@ -128,7 +128,8 @@ class Crossing:
             return y_B, y_B
         text_BL, device = y_B.text, y_B.text.device
         crossed_B, with_B, at_B, order_B = (
-            part.to(device) for part in (self.crossed_B, self.with_B, self.at_B, self.order_B)
+            part[: len(text_BL)].to(device)
+            for part in (self.crossed_B, self.with_B, self.at_B, self.order_B)
         )
         partner_B = (with_B * len(others_K.text)).long()
         crossed_B = crossed_B & y_B.given_BK[:, TEXT] & others_K.given_BK[partner_B, TEXT]

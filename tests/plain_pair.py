@@ -14,6 +14,7 @@ from raygen import augment, temporal
 from raygen.conditions import Condition
 from raygen.config import KINDS, Config, SuperresConfig
 from raygen.draws import CriticDraws, Draws, GeneratorDraws, noise_like
+from raygen.matching import Crossing
 from raygen.models import build_critic, build_generator
 
 Batch = tuple[Tensor, Tensor | Condition]
@@ -38,7 +39,9 @@ class PlainPair:
         self.average = {k: v.clone() for k, v in self.generator.state_dict().items()}
         self.probability = 0.0 if config.augment.adaptive else config.augment.probability
         self.means: dict[str, Tensor] = {}
-        self.heard: list[Condition] = []  # of one clip each
+        # Of one clip each: those heard, and those of them that clips are told from.
+        self.heard: list[Condition] = []
+        self.others: list[Condition] = []
         self.steps = 0
 
     def step(self, batches: Sequence[Batch], draws: Draws, *, step: int, progress: float) -> None:
@@ -60,6 +63,12 @@ class PlainPair:
         if not config.augment.adaptive:
             self.probability = most
 
+        self.others = self.heard[-64:]
+        if draws.heard is not None and self.others:
+            parts = zip(*self.others, strict=True)
+            heard = Condition(*(None if p[0] is None else torch.cat(p) for p in parts))  # type: ignore[arg-type,type-var]
+            asked = Condition.of(self._crossed(heard, draws.heard)[0])
+            self.others = [asked.rows(slice(i, i + 1)) for i in range(len(self.others))]
         # What the averages are to take in: one tensor a batch, by name.
         measured: dict[str, list[Tensor]] = {}
         low = config.loss.gamma_decay
@@ -74,7 +83,7 @@ class PlainPair:
 
         z, y = draws.generator.z_BD.to(self.device), without(y, draws.generator.dropped_BK)
         y = self._lowered(x, y, draws.generator)
-        asked, y = self._crossed(y, draws.generator)
+        asked, y = self._crossed(y, draws.generator.crossing)
         fake = generator(z, asked)
         play, fake_features = self._looked_at(fake, y, draws)
         rival, real_features = self._looked_at(x, y, draws)
@@ -139,20 +148,20 @@ class PlainPair:
         return head(map_, y), map_.mean((2, 3, 4))
 
     def _crossed(
-        self, y: Tensor | Condition, drawn: CriticDraws | GeneratorDraws
+        self, y: Tensor | Condition, crossing: Crossing | None
     ) -> tuple[Tensor | Condition, Tensor | Condition]:
         """What the generator is asked for, and what the critic is told."""
-        if drawn.crossing is None or not self.heard:
+        if crossing is None or not self.heard:
             return y, y
         y, heard = Condition.of(y), self.heard[-64:]
         text, given, told = (part.clone() for part in (y.text, y.given_BK, y.given_BK))  # type: ignore[union-attr]
         for i, row in enumerate(text):
-            other = heard[int(drawn.crossing.with_B[i] * len(heard))]
-            if not (drawn.crossing.crossed_B[i] and given[i, 1] and other.given_BK[0, 1]):
+            other = heard[int(crossing.with_B[i] * len(heard))]
+            if not (crossing.crossed_B[i] and given[i, 1] and other.given_BK[0, 1]):
                 continue
-            cut = int(1 + drawn.crossing.at_B[i] * (int((row > 0).sum()) - 1))
+            cut = int(1 + crossing.at_B[i] * (int((row > 0).sum()) - 1))
             words = [row, other.text[0]]  # type: ignore[index]
-            first, last = words if drawn.crossing.order_B[i] >= 0.5 else words[::-1]
+            first, last = words if crossing.order_B[i] >= 0.5 else words[::-1]
             text[i] = torch.cat([first[:cut], last[cut:]])
             given[i] = torch.tensor([False, True, False, False])
             told[i] = False
@@ -162,12 +171,12 @@ class PlainPair:
         """Clip by clip, against those of other conditions alone."""
         head, loss = self.critic.head, torch.zeros((), device=self.device)
         kinds = [kind for kind in self.config.conditions.kinds if kind != "image"]
-        for i, kind in itertools.product(range(len(entered)) if self.heard else (), kinds):
+        for i, kind in itertools.product(range(len(entered)) if self.others else (), kinds):
             own, k = Condition.of(y).rows(slice(i, i + 1)).only(kind), KINDS.index(kind)
             says = {"class": "labels_B", "text": "text", "vector": "vector_BV"}[kind]
             others = [
                 other.only(kind)
-                for other in self.heard[-64:]
+                for other in self.others
                 if own.given_BK[0, k] and other.given_BK[0, k]
                 if not torch.equal(getattr(own, says), getattr(other, says))
             ]
@@ -219,7 +228,7 @@ class PlainPair:
         measured: dict[str, list[Tensor]],
     ) -> Tensor:
         config, critic, given = self.config, self.critic, y
-        asked, y = self._crossed(y, drawn)
+        asked, y = self._crossed(y, drawn.crossing)
         with torch.no_grad():
             made = self.generator(drawn.z_BD.to(self.device), asked)
         fake = augment.apply(
