@@ -112,7 +112,7 @@ class Pair:
             objective.hear(Condition.of(y_B))
         heard_K = objective.heard(self.dtype)
         # Told from crossed texts too, a critic cannot but read each word of them.
-        others_K = heard_K and _crossed(heard_K, heard_K, draws.heard)[0]
+        others_K = None if heard_K is None else _crossed(heard_K, heard_K, draws.heard)[0]
 
         for number, (batch, drawn) in enumerate(
             zip(batches, draws.critic, strict=True), step * config.loss.critic_steps

@@ -67,8 +67,8 @@ class PlainPair:
         if draws.heard is not None and self.others:
             parts = zip(*self.others, strict=True)
             heard = Condition(*(None if p[0] is None else torch.cat(p) for p in parts))  # type: ignore[arg-type,type-var]
-            asked = Condition.of(self._crossed(heard, draws.heard)[0])
-            self.others = [asked.rows(slice(i, i + 1)) for i in range(len(self.others))]
+            crossed = Condition.of(self._crossed(heard, draws.heard)[0])
+            self.others = [crossed.rows(slice(i, i + 1)) for i in range(len(self.others))]
         # What the averages are to take in: one tensor a batch, by name.
         measured: dict[str, list[Tensor]] = {}
         low = config.loss.gamma_decay
