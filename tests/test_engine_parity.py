@@ -203,7 +203,7 @@ VARIANTS = {
 }
 # Everything that looks at a batch as a whole, and every schedule.
 EVERYTHING = (
-    *("loss.kind=hinge", "loss.r2=0.5", "loss.lecam=0.3", "loss.features=0.5"),
+    *("loss.kind=hinge", "loss.r2=0.5", "loss.lecam=0.3", "loss.features=0.5", "loss.contrast=0.4"),
     *("loss.roughness=2", "loss.patches=0.5", "augment.saturation=0.5", "augment.cutout=0.3"),
     *("augment.adaptive=true", "augment.span=40", "augment.target=-0.5"),
     *("augment.probability=0.5", "augment.probability_end=0.3", "optim.burn_in=0.8"),
