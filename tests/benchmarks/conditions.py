@@ -42,7 +42,10 @@ OVERRIDES: dict[str, Any] = {
     # Every clip is rendered anew: nothing to remember, and nothing to augment.
     "augment.colour": 0.0,
     "augment.translate": 0.0,
+    "augment.cutout": 0.0,
 }
+# What the README recommends for texts.
+TEXTS = {"loss.contrast": 1.0, "conditions.crossed": 0.5}
 
 console = Console()
 
@@ -65,6 +68,7 @@ def main() -> None:
     flat = {"judge_right": judge_of_the_judge(Config.load("tiny", shape), rng)}
     for kind in arguments.kinds.split(","):
         asked_for = OVERRIDES | shape | {"seed": arguments.seed, "conditions.kinds": [kind]}
+        asked_for |= TEXTS if kind == "text" else {}
         config = Config.parse(Config.load("tiny", asked_for).dump(), arguments.overrides)
         generator, steps = train(config, seen, arguments.minutes)
         flat[f"{kind}_steps"] = steps
