@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from raygen import losses
 from raygen.conditioning import Conditioner
 from raygen.conditions import Condition, tokens
-from raygen.config import ConditionsConfig, Config, DataConfig, TwoStreamConfig
+from raygen.config import ConditionsConfig, Config, DataConfig, TwoStreamConfig, families
 from raygen.errors import ConfigError
 from raygen.matching import REMEMBERED, Crossing, Heard, contrast
 from raygen.models import build_critic
@@ -158,6 +159,20 @@ def test_a_critic_learns_to_tell_what_clips_show() -> None:
         adam.step()
     assert before > 0.5
     assert value().item() < before / 10
+
+
+@pytest.mark.parametrize("kind", families())
+def test_every_critic_says_how_well_conditions_fit(kind: str) -> None:
+    config = Config.load("tiny", {"model.kind": kind, "data.frames": 8, "data.size": 16})
+    critic = build_critic(config.model, config.data, 2, CONDITIONS)
+    head: Any = critic.head
+    entered: list[Tensor] = []
+    head.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    critic(torch.randn(3, 3, 8, 16, 16), said(TEXTS[:3]))
+    own_B, other_BK = head.fit(entered[0], said(TEXTS[:3]), said(TEXTS))
+    assert torch.allclose(own_B, other_BK.diagonal(), atol=1e-5)
+    assert other_BK.shape == (3, 4)
+    assert other_BK.abs().max() < 1 + 1e-5
 
 
 @pytest.mark.parametrize(
