@@ -9,6 +9,7 @@ what was tuned on half of the benchmark's tasks (tests.benchmarks.search).
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -97,7 +98,9 @@ class Policy:
         self.taken: set[str] = set()
         self.shape: Shape | None = None
         self.climbed = 0
-        self.outlook: tuple[list[int], Outlook] | None = None  # until the next result
+        # Until the next result:
+        self.outlook: tuple[list[int], Outlook] | None = None
+        self.mean_rate: float | None = None
         steps = min(self.rules.steps, levels)
         self.rungs = tuple(round(levels * (k + 1) / steps) for k in range(steps))
 
@@ -139,7 +142,7 @@ class Policy:
         None: pause it (or it is whole).
         """
         t = self.trials[trial]
-        self.outlook = None
+        self.outlook = self.mean_rate = None
         t.dollars += dollars
         t.results[level] = min([score, *t.results.values()])
         t.level, t.fresh = max(t.level, level), False
@@ -209,14 +212,16 @@ class Policy:
         return policy
 
     def _rung_after(self, level: int) -> int:
-        return next(r for r in self.rungs if r > level)
+        return self.rungs[bisect.bisect_right(self.rungs, level)]
 
     def _rate(self, t: Trial) -> float:
         """Dollars a level: its own where it has run, or the mean of all."""
         if t.level:
             return max(t.dollars - (t.starts - t.fresh) * self.restart, 0.0) / t.level
-        seen = [self._rate(u) for u in self.trials if u.level]
-        return float(np.mean(seen)) if seen else self.level_dollars
+        if self.mean_rate is None:
+            seen = [self._rate(u) for u in self.trials if u.level]
+            self.mean_rate = float(np.mean(seen)) if seen else self.level_dollars
+        return self.mean_rate
 
     def _piece(self, t: Trial) -> float:
         """Dollars from where a trial stands to the next rung."""
