@@ -102,7 +102,8 @@ class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]
             at=time.time(),
             figures={k: v for k, v in result["figures"].items() if math.isfinite(v)},
         )
-        kept = self._records.report(result["trial"], trial.config["values"], made)
+        tried = trial.config
+        kept = self._records.report(tried["trial"], tried["values"], made, tried["parent"])
         self._hparams.add(kept, made)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -113,4 +114,5 @@ class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]
         error = trial.get_error() or trial.error_file
         lines = str(getattr(error, "cause", None) or error).strip().splitlines()
         detail = lines[-1].removeprefix("RuntimeError: ") if lines else "it failed"
-        self._records.fail(trial.config["trial"], trial.config["values"], detail)
+        tried = trial.config
+        self._records.fail(tried["trial"], tried["values"], detail, tried["parent"])

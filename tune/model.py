@@ -106,6 +106,13 @@ class Process:
         kind = _matern(x_MD, self.x_ND, self.shape.length_D)
         return self._at(self.scale * (1 - self.shape.nugget) * kind)
 
+    def between(self, n_K: NDArray[np.int64], x_KD: Floats) -> tuple[Floats, Floats]:
+        """Mean and, before anything is known, variance of what new ones have above trials n."""
+        old_KD = self.x_ND[n_K]
+        alike_K = _matern(x_KD, old_KD, self.shape.length_D).diagonal()
+        var_K = 2 * self.scale * (1 - (1 - self.shape.nugget) * alike_K)
+        return self.fresh(x_KD)[0] - self.fresh(old_KD)[0], var_K
+
     def _at(self, k_MN: Floats) -> tuple[Floats, Floats]:
         half_NM = np.linalg.solve(self.low_NN, k_MN.T)
         var = self.scale - (half_NM * half_NM).sum(0)
