@@ -166,8 +166,11 @@ def test_a_space_in_which_nothing_may_change_is_refused(tmp_path: Path) -> None:
         Perturbation(space)
 
 
-def test_a_branch_goes_on_from_the_very_checkpoint(tmp_path: Path) -> None:
-    parent = make_run(str(tmp_path), name="t0000")
+@pytest.mark.parametrize("place", ["tmp_path", "s3"])
+def test_a_branch_goes_on_from_the_very_checkpoint(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    parent = make_run(str(request.getfixturevalue(place)), name="t0000")
     evaluation = store.join(parent.path(checkpoint_name(20)), EVALUATION)
     store.write_bytes(evaluation, b'{"score": 3.0}')
     for step in (20, 30):
