@@ -13,7 +13,7 @@ import pytest
 
 from raygen.data import lineage, store
 from raygen.errors import CheckpointError, ConfigError
-from raygen.runs import EVALUATION, Run, checkpoint_name
+from raygen.runs import CATALOGUE, EVALUATION, Run, checkpoint_name
 from tests.benchmarks.search_sim import RESTART
 from tests.searches import SPACE, write_space
 from tests.small_runs import make_run
@@ -171,6 +171,7 @@ def test_a_branch_goes_on_from_the_very_checkpoint(
     place: str, request: pytest.FixtureRequest
 ) -> None:
     parent = make_run(str(request.getfixturevalue(place)), name="t0000")
+    store.write_bytes(parent.path(CATALOGUE), b"clips")
     evaluation = store.join(parent.path(checkpoint_name(20)), EVALUATION)
     store.write_bytes(evaluation, b'{"score": 3.0}')
     for step in (20, 30):
@@ -183,6 +184,7 @@ def test_a_branch_goes_on_from_the_very_checkpoint(
     assert made.status == parent.status
     assert made.load_ema().keys() == parent.load_ema().keys()
     assert made.best() == made.path(checkpoint_name(20))
+    assert store.read_bytes(made.path(CATALOGUE)) == b"clips"
     assert lineage.read(made.uri).column("step").to_pylist() == [20]
     assert [change.partition(":")[0] for change in made.changes(config)] == [
         "name",
@@ -220,10 +222,11 @@ def test_a_real_branch_is_trained_judged_and_told_of(shapes: Path, tmp_path: Pat
     wait_for(storage, 2)
     os.killpg(second.pid, signal.SIGINT)
     assert second.wait(120) == 130, log.read_text()
-    assert "t0001 of t0000 level" in log.read_text()
     records = Records.find(storage)
     assert records is not None
     branched, parent = records.trials[1], records.trials[0]
+    assert not branched.detail
+    assert f"{branched.title} level" in log.read_text()
     assert branched.parent == 0
     assert branched.results[0].level > level
     run = Run.open(records.run_uri(branched))

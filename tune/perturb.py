@@ -15,7 +15,7 @@ import numpy as np
 from raygen.config import Config
 from raygen.data import lineage, store
 from raygen.errors import CheckpointError, ConfigError
-from raygen.runs import MANIFEST, STATE, Run, checkpoint_name, may_change, run_uri
+from raygen.runs import CATALOGUE, MANIFEST, STATE, Run, checkpoint_name, may_change, run_uri
 from tune.dimensions import Range, Whole
 from tune.space import Space
 
@@ -62,6 +62,7 @@ def branch(parent: Run, config: Config, step: int) -> Run:
     if not store.exists(store.join(source, STATE)):
         raise CheckpointError(f"{source} is gone: {config.name} cannot begin from it", step)
     made = Run(run_uri(config), {**parent.manifest, "config": config.dump()})
+    store.copy(parent.path(CATALOGUE), made.path(CATALOGUE))
     for each in store.list_objects(source):
         store.copy(each.uri, store.join(made.path(name), each.uri.removeprefix(source)))
     lineage.inherit(made.uri, parent.uri, step)
