@@ -61,8 +61,8 @@ class Rules:
     power: float = 1.5
     thrift: float = 1.0  # the power of the dollars to the end that divide an improvement
     deep: float = 0.5  # of a whole trial's dollars: with less free, new ones are begun last
-    drawn: int = 32  # candidates at random
-    near: int = 16  # and near the best
-    most: int = 70  # trials that the process looks at
+    drawn: int = 256  # candidates at random
+    near: int = 48  # and near the best
+    most: int = 200  # trials that the process looks at
     parents: int = 3  # the most that are branched from, of the best quarter
     branches: int = 4  # that are looked at of each
