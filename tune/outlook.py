@@ -48,6 +48,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """New configurations: dollars a level, and the mean and variance of their final scores."""
+
+    config_M: list[dict[str, Any]]
+    x_MD: Floats
+    rate_M: Floats
+    mean_M: Floats
+    var_M: Floats
+
+
+@dataclass(frozen=True)
 class Outlook:
     """N trials that have results, and what may become of them."""
 
@@ -110,11 +121,14 @@ class Outlook:
         """Of the way to the end, on the logarithm of the level, how much lies before `to`."""
         return np.asarray(1 - np.log(self.levels / to) / np.maximum(tau, SMALL))
 
-    def begun(self, x_MD: Floats, to_M: Floats) -> Floats:
+    def fresh(self, config_M: list[dict[str, Any]], x_MD: Floats) -> Fresh:
+        """What new configurations at these points may reach."""
+        return Fresh(config_M, x_MD, self._rates(x_MD), *self.process.fresh(x_MD))
+
+    def begun(self, new: Fresh, to_M: Floats) -> Floats:
         """That of new ones by the level `to_M`; [M]."""
         more_M, extra_M = self.drop(np.log(self.levels / to_M))
-        mean_M, var_M = self.process.fresh(x_MD)
-        return improvement(0.0, mean_M + more_M, var_M + extra_M)
+        return improvement(0.0, new.mean_M + more_M, new.var_M + extra_M)
 
     def apart(self, x_MD: Floats, busy_BD: Floats) -> Floats:
         """What is left of a gain so far from trials that run without a result: 0 to 1; [M]."""
@@ -124,7 +138,7 @@ class Outlook:
         gap_M = (((x_MD[:, None] - busy_BD) / length_D) ** 2).sum(2).min(1)
         return np.asarray(1 - np.exp(-gap_M))
 
-    def rates(self, x_MD: Floats) -> Floats:
+    def _rates(self, x_MD: Floats) -> Floats:
         """Dollars a level of new configurations: a ridge on the logarithm; [M]."""
         y_N = np.log(self.rate_N + 1e-12)
         centre_D = self.process.x_ND.mean(0)

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tune.candidates import candidates
 from tune.model import Drop, Floats, Shape
-from tune.outlook import Outlook, Trial
+from tune.outlook import Fresh, Outlook, Trial
 from tune.terms import Config, Job, New, Rules, Space
 
 
@@ -54,9 +55,10 @@ class Policy:
         self.taken: set[str] = set()
         self.shape: Shape | None = None
         self.climbed = 0
-        # Until the next result:
+        # Until the next result, and the next decision:
         self.outlook: tuple[list[int], Outlook] | None = None
         self.mean_rate: float | None = None
+        self.fresh: tuple[int, Outlook, Fresh | None] | None = None
         steps = min(self.rules.steps, levels)
         self.rungs = tuple(round(levels * (k + 1) / steps) for k in range(steps))
 
@@ -224,7 +226,7 @@ class Policy:
         least = self.rules.deep * self.levels * float(np.mean(outlook.rate_N))
         closing = best[0] >= 0 and free < least
         begun = None if closing else self._begun(rng, outlook, free)
-        branch = self._branched(rng, known, outlook, free)
+        branch = self._branched(known, outlook, free)
         if branch is not None and branch.worth > max(best[0], begun.worth if begun else 0.0):
             return -1, branch, self._rung_after(self.trials[branch.parent or 0].level)
         if begun is not None and begun.worth > best[0]:
@@ -257,28 +259,33 @@ class Policy:
 
     def _begun(self, rng: np.random.Generator, outlook: Outlook, free: float) -> New | None:
         """The new configuration that promises the most."""
-        config_M = self._candidates(rng, outlook)
-        if not config_M:
+        # Whoever pauses a trial asks what is next at once: of the same candidates.
+        if self.fresh is None or self.fresh[0] != self.decisions or self.fresh[1] is not outlook:
+            self.fresh = (
+                self.decisions,
+                outlook,
+                candidates(rng, self.space, self.taken, outlook, self.rules),
+            )
+        new = self.fresh[2]
+        if new is None:
             return None
-        x_MD = np.array([self.space.encode(c) for c in config_M])
-        rate_M = outlook.rates(x_MD)
+        rate_M = new.rate_M
         piece_M = rate_M * self.rungs[0]
         able_M = self.restart + piece_M <= free
         if not able_M.any():
             return None
         to_M = np.minimum(np.maximum((free - self.restart) / rate_M, 1.0), self.levels)
-        fee_M = np.full(len(x_MD), self.restart)
-        gain_M = outlook.begun(x_MD, to_M) * outlook.apart(x_MD, self._busy())
+        fee_M = np.full(len(rate_M), self.restart)
+        gain_M = outlook.begun(new, to_M) * outlook.apart(new.x_MD, self._busy())
         worth_M = gain_M * self._thrift(fee_M, piece_M, fee_M + rate_M * to_M)
         m = int(np.where(able_M, worth_M, -1.0).argmax())
-        return New(float(worth_M[m]), config_M[m])
+        return New(float(worth_M[m]), new.config_M[m])
 
-    def _branched(
-        self, rng: np.random.Generator, known: list[int], outlook: Outlook, free: float
-    ) -> New | None:
+    def _branched(self, known: list[int], outlook: Outlook, free: float) -> New | None:
         """The branch that promises the most, of what is paused among the best quarter."""
         if self.perturb is None:
             return None
+        rng = np.random.default_rng([self.seed, self.decisions, 1])
         quarter = np.argsort(outlook.own_N)[: max(1, len(known) // 4)]
         waiting = [n for n in quarter.tolist() if self._waits(self.trials[known[n]])]
         drawn = [
@@ -333,14 +340,3 @@ class Policy:
         self.shape = outlook.process.shape
         self.climbed = len(known) if grow else self.climbed
         return known, outlook
-
-    def _candidates(self, rng: np.random.Generator, outlook: Outlook) -> list[Config]:
-        """New ones: draws from the space, and steps from the best three."""
-        drawn = [self.space.sample(rng) for _ in range(self.rules.drawn)]
-        best_ND = outlook.process.x_ND[np.argsort(outlook.own_N)[:3]]
-        n, d = self.rules.near, best_ND.shape[1]
-        step_ND = rng.choice([0.05, 0.15], (n, 1)) * rng.standard_normal((n, d))
-        step_ND *= rng.random((n, d)) < 0.6
-        near_ND = np.clip(best_ND[np.arange(n) % len(best_ND)] + step_ND, 0, 1)
-        drawn += [self.space.decode(near_D) for near_D in near_ND]
-        return [c for c in drawn if repr(c) not in self.taken]

@@ -43,7 +43,7 @@ PROCESSES = 2
 ROOT = Path(__file__).resolve().parents[2]
 # What results hang on: those of all, and more for some.
 SOURCES = [f"tests/benchmarks/search_{part}.py" for part in ("data", "sim")] + ["tune/model.py"]
-OUR_SOURCES = ["tune/policy.py", "tune/outlook.py", "tune/terms.py"]
+OUR_SOURCES = [f"tune/{part}.py" for part in ("policy", "candidates", "outlook", "terms")]
 PEER_SOURCES = [f"tests/benchmarks/search_{part}.py" for part in ("rungs", "peers")]
 
 Part = tuple[str, str, str]  # searcher, family, task
