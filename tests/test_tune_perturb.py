@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ def test_a_real_branch_is_trained_judged_and_told_of(shapes: Path, tmp_path: Pat
     state = json.loads(store.read_bytes(records.path(POLICY)))
     trials = [t for t in state["trials"][:1] if t["level"]]
     assert trials, state
+    shutil.rmtree(Path(storage, "trials", "t0001"), ignore_errors=True)  # where one was begun
     level, values = trials[0]["level"], trials[0]["config"]
     config = values | {"optim.generator.lr": values["optim.generator.lr"] * 0.8}
     checked = Space.load(space)
