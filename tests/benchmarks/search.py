@@ -20,8 +20,9 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +41,7 @@ OURS = "budget"
 GRID = np.linspace(0.02, 1.0, 50)  # of the cap: where regret against spend is read
 NAMES = (OURS, *PEERS)
 PROCESSES = 2
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 ROOT = Path(__file__).resolve().parents[2]
 # What results hang on: those of all, and more for some.
 SOURCES = [f"tests/benchmarks/search_{part}.py" for part in ("data", "sim")] + ["tune/model.py"]
@@ -119,31 +121,28 @@ def _code(ours: bool) -> str:
 
 
 def gather(parts: list[Part], kept: Kept, processes: int) -> Curves:
-    """The parts' results: all, or where it was stopped those that are there."""
+    """The parts' results: all, or after Ctrl-C or SIGTERM those that are there."""
     found: Curves = {}
     for part in parts:
         found |= kept.find(part)
-
-    def take(job: Future[Curves], part: Part) -> None:
-        kept.add(part, job.result())
-        found.update(job.result())
-
+    stopped = threading.Event()
+    for number in STOPPING:
+        signal.signal(number, lambda *_: stopped.set())
     with ProcessPoolExecutor(processes, initializer=_deaf) as pool:
-        jobs = {pool.submit(of_part, p, kept.seeds): p for p in parts if not kept.find(p)}
-        rest = dict(jobs)
-        try:
-            for job in as_completed(jobs):
-                take(job, rest.pop(job))
-        except KeyboardInterrupt:
-            console.print("stopped: what runs is finished")
-            for job in [job for job in rest if not job.cancel()]:
-                take(job, rest[job])
+        left = {pool.submit(of_part, p, kept.seeds): p for p in parts if not kept.find(p)}
+        while left:
+            for job in wait(left, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                part = left.pop(job)
+                kept.add(part, job.result())
+                found |= job.result()
+            if stopped.is_set():
+                left = {job: part for job, part in left.items() if not job.cancel()}
     return found
 
 
 def _deaf() -> None:
     """A worker finishes its part; the parent stops it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -206,7 +205,6 @@ def main() -> None:
     given = parser.parse_args()
     if not available():
         sys.exit("tests.benchmarks.search needs the recorded runs in ../shared/data/hpo")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     tasks = [(f, t) for (f, half), names in TASKS.items() if half == given.half for t in names]
     parts = [(name, *task) for task in tasks for name in NAMES]
