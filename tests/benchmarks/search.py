@@ -126,8 +126,7 @@ def gather(parts: list[Part], kept: Kept, processes: int) -> Curves:
     for part in parts:
         found |= kept.find(part)
     stopped = threading.Event()
-    for number in STOPPING:
-        signal.signal(number, lambda *_: stopped.set())
+    before = {n: signal.signal(n, lambda *_: stopped.set()) for n in STOPPING}
     with ProcessPoolExecutor(processes, initializer=_deaf) as pool:
         left = {pool.submit(of_part, p, kept.seeds): p for p in parts if not kept.find(p)}
         while left:
@@ -137,6 +136,8 @@ def gather(parts: list[Part], kept: Kept, processes: int) -> Curves:
                 found |= job.result()
             if stopped.is_set():
                 left = {job: part for job, part in left.items() if not job.cancel()}
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return found
 
 
