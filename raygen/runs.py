@@ -51,6 +51,11 @@ _FIXED = (
 )
 
 
+def may_change(key: str) -> bool:
+    """Whether a run can go on from its checkpoint with another value of this key of Config."""
+    return not key.startswith(_FIXED)
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is: optimizer steps, seconds of training, clips, dollars.
@@ -215,7 +220,7 @@ class Run:
         before, now = Config.parse(state["config"]).flat(), config.flat()
         changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
         for key in changed:
-            if key.startswith(_FIXED):
+            if not may_change(key):
                 raise CheckpointError(
                     f"run {self.uri} has a checkpoint of step {state['step']} with "
                     f"{key}={before.get(key)}, but this command says {now.get(key)}: "

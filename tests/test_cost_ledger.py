@@ -81,6 +81,15 @@ def test_what_a_dead_driver_kept_back_is_charged() -> None:
     assert book.spending(20).idle == 0.5
 
 
+def test_money_for_nodes_to_come_is_reserved_while_its_driver_can_live(tmp_path: Path) -> None:
+    Ledger(str(tmp_path)).append([Kept("k", 0, 0.5), lease("1")])  # to be gone by 120
+    alive, gone = (report(str(tmp_path), now) for now in (50.0, 121.0))
+    assert [alive.total, alive.reserved] == pytest.approx([0.5, 0.7 + 0.5])
+    assert [gone.total, gone.reserved, gone.idle] == pytest.approx([1.2 + 0.5, 0, 1.2 + 0.5])
+    assert "$0.5000 of it was kept for nodes to come by a driver" in gone.notes()[-1]
+    assert not any("kept" in note for note in alive.notes())
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[Entry]:
     chance = random.Random(draw(st.integers(0, 2**32)))

@@ -14,7 +14,8 @@ from tests.benchmarks.search_data import LEVELS, World
 from tests.benchmarks.search_peers import PEERS
 from tests.benchmarks.search_sim import RESTART, WORKERS, Outcome, Pool, simulate
 from tune.model import Drop, Process, Shape, improvement, normal_cdf
-from tune.policy import Job, Policy, Rules
+from tune.policy import Policy
+from tune.terms import Job, Rules
 
 TRIED = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -32,10 +32,10 @@ SETTINGS = [
 
 
 def start(
-    space: Path, storage: str, shapes: Path, budget: float, log: Path
+    space: Path, storage: str, shapes: Path, budget: float, log: Path, *more: str
 ) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tune", str(space), "--budget", f"{budget:f}"]
-    command += ["--storage", storage, "--parallel", "1", f"data.uri={shapes}", *SETTINGS]
+    command += ["--storage", storage, "--parallel", "1", f"data.uri={shapes}", *SETTINGS, *more]
     return subprocess.Popen(
         command,
         stdout=log.open("a"),

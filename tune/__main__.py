@@ -17,6 +17,7 @@ from rich.console import Console
 from raygen.cli import invoke
 from raygen.registry_cli import publisher
 from tune.known import first
+from tune.perturb import Perturbation
 from tune.prepare import committed, is_over, prepare
 from tune.progress import progress
 from tune.records import BEST, Records
@@ -63,6 +64,9 @@ def search(
         list[str] | None,
         typer.Option("--from", help="an earlier search's storage: its best are tried first"),
     ] = None,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="trials may begin from others' checkpoints, changed")
+    ] = False,
     publish: Annotated[
         str, typer.Option(help="registry that the best goes to in the end, as SPACE")
     ] = "",
@@ -73,6 +77,7 @@ def search(
     checked = Space.load(space, overrides or [])
     place = storage or f"searches/{space.stem}"
     tried = first(checked, earlier or [], FIRST)
+    perturbation = Perturbation(checked) if perturb else None
     publish_best = publisher(publish, space.stem) if publish else None
     records = prepare(checked, place, budget)
     if is_over(records, budget):
@@ -87,7 +92,14 @@ def search(
 
         with progress(console) as shown:
             search = Search(
-                checked, records, budget, shown, parallel=parallel, seed=seed, first=tried
+                checked,
+                records,
+                budget,
+                shown,
+                parallel=parallel,
+                seed=seed,
+                first=tried,
+                perturb=perturbation,
             )
             search.run()
     _best(records, checked)

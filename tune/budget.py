@@ -3,7 +3,8 @@
     scheduler = BudgetScheduler(policy, money, save)
     TuneConfig(scheduler=scheduler, search_alg=scheduler.searcher, num_samples=1_000)
 
-A trial's Tune config is {"trial": number, "values": the space's configuration, "done": levels}.
+A trial's Tune config is {"trial": number, "values": the space's configuration, "done": levels,
+"parent": the number of the trial whose checkpoint it begins from, or None}.
 It reports `level` (so many judged checkpoints, in all), the metric, and `dollars`, its own
 spending in all. Paused, it is run again with `done` where it stands. Tune does not restore a
 scheduler: `save` gets the policy's state whenever it changes, and after a killed driver
@@ -21,7 +22,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from tune.policy import Job, Policy
+from tune.policy import Policy
+from tune.terms import Job
 
 # What a diverged trial is taken to score: worse than all, and JSON holds it.
 WORST = 1e12
@@ -91,7 +93,8 @@ class BudgetScheduler(TrialScheduler):  # type: ignore[misc]
         if job is None or job.trial in self._tune or job.trial in self._running:
             return None
         self._begin(job)
-        return {"trial": job.trial, "values": job.config, "done": job.since}
+        config = {"trial": job.trial, "values": job.config, "done": job.since}
+        return config | {"parent": job.parent}
 
     def _begin(self, job: Job) -> None:
         self._job = None

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -102,7 +103,8 @@ class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]
             at=time.time(),
             figures={k: v for k, v in result["figures"].items() if math.isfinite(v)},
         )
-        kept = self._records.report(result["trial"], trial.config["values"], made)
+        tried = trial.config
+        kept = self._records.report(tried["trial"], tried["values"], made, tried["parent"])
         self._hparams.add(kept, made)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -110,7 +112,11 @@ class Recorder(_Unkept, TrialProgressCallback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        error = trial.get_error() or trial.error_file
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+        error, file = trial.get_error(), trial.error_file
+        told = str(getattr(error, "cause", None) or error)
+        if error is None:
+            told = Path(file).read_text() if file and Path(file).is_file() else ""
+        lines = told.strip().splitlines()
         detail = lines[-1].removeprefix("RuntimeError: ") if lines else "it failed"
-        self._records.fail(trial.config["trial"], trial.config["values"], detail)
+        tried = trial.config
+        self._records.fail(tried["trial"], tried["values"], detail, tried["parent"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,8 +107,20 @@ class Process:
         kind = _matern(x_MD, self.x_ND, self.shape.length_D)
         return self._at(self.scale * (1 - self.shape.nugget) * kind)
 
+    def between(self, n_K: NDArray[np.int64], x_KD: Floats) -> tuple[Floats, Floats]:
+        """Mean and, before anything is known, variance of what new ones have above trials n."""
+        old_KD = self.x_ND[n_K]
+        alike_K = _matern(x_KD, old_KD, self.shape.length_D).diagonal()
+        var_K = 2 * self.scale * (1 - (1 - self.shape.nugget) * alike_K)
+        return self.fresh(x_KD)[0] - self.fresh(old_KD)[0], var_K
+
+    @cached_property
+    def _inverse(self) -> Floats:
+        """The factor's inverse: asked for more often than made."""
+        return np.asarray(np.linalg.inv(self.low_NN))
+
     def _at(self, k_MN: Floats) -> tuple[Floats, Floats]:
-        half_NM = np.linalg.solve(self.low_NN, k_MN.T)
+        half_NM = self._inverse @ k_MN.T
         var = self.scale - (half_NM * half_NM).sum(0)
         return self.mean + half_NM.T @ self.z_N, np.maximum(var, 1e-8)
 

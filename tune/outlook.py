@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tune.model import Drop, Floats, Process, Shape, Warp, climb, improvement
 
 SMALL = 1e-9
+Whole = NDArray[np.int64]
 
 
 @dataclass
@@ -31,11 +33,29 @@ class Trial:
     over: bool = False
     level: int = 0
     fresh: bool = False  # begun (again), and its start not yet paid for
+    parent: int | None = None  # of a branch: the trial whose checkpoint it began from
+    since: int = 0  # and that one's level
+
+    @property
+    def heard(self) -> bool:
+        """Whether it has results of its own."""
+        return self.level > self.since
 
     @property
     def best(self) -> float:
         """The score of its best checkpoint."""
         return min(self.results.values())
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """New configurations: dollars a level, and the mean and variance of their final scores."""
+
+    config_M: list[dict[str, Any]]
+    x_MD: Floats
+    rate_M: Floats
+    mean_M: Floats
+    var_M: Floats
 
 
 @dataclass(frozen=True)
@@ -80,22 +100,45 @@ class Outlook:
 
     def going_on(self, to_N: Floats) -> Floats:
         """Expected improvement on the best, of each trial by the level `to_N`; [N]."""
-        part_N = 1 - np.log(self.levels / to_N) / np.maximum(self.tau_N, SMALL)
+        part_N = self._part(self.tau_N, to_N)
         mean_N = self.last_N + part_N * (self.own_N - self.last_N)
         return improvement(0.0, mean_N, np.maximum(part_N * self.spread_N, SMALL))
 
-    def begun(self, x_MD: Floats, to_M: Floats, busy_BD: Floats) -> Floats:
-        """That of new ones by the level `to_M`, less near those that run without a result; [M]."""
-        more_M, extra_M = self.drop(np.log(self.levels / to_M))
-        mean_M, var_M = self.process.fresh(x_MD)
-        gain_M = improvement(0.0, mean_M + more_M, var_M + extra_M)
-        if len(busy_BD):
-            length_D = np.array(self.process.shape.length_D)
-            gap = (((x_MD[:, None] - busy_BD) / length_D) ** 2).sum(2).min(1)
-            gain_M = gain_M * (1 - np.exp(-gap))
-        return gain_M
+    def branched(self, n_K: Whole, x_KD: Floats, to_K: Floats) -> Floats:
+        """That of going on from trial n's checkpoint with the configuration x; [K].
 
-    def rates(self, x_MD: Floats) -> Floats:
+        What the process tells the two configurations apart by counts for the levels left alone.
+        """
+        part_K = self._part(self.tau_N[n_K], to_K)
+        left_K = 1 - self.level_N[n_K] / self.levels
+        mean_K, var_K = self.process.between(n_K, x_KD)
+        own_K = self.own_N[n_K] + left_K * mean_K
+        spread_K = self.spread_N[n_K] + left_K**2 * var_K
+        end_K = self.last_N[n_K] + part_K * (own_K - self.last_N[n_K])
+        return improvement(0.0, end_K, np.maximum(part_K * spread_K, SMALL))
+
+    def _part(self, tau: Floats, to: Floats) -> Floats:
+        """Of the way to the end, on the logarithm of the level, how much lies before `to`."""
+        return np.asarray(1 - np.log(self.levels / to) / np.maximum(tau, SMALL))
+
+    def fresh(self, config_M: list[dict[str, Any]], x_MD: Floats) -> Fresh:
+        """What new configurations at these points may reach."""
+        return Fresh(config_M, x_MD, self._rates(x_MD), *self.process.fresh(x_MD))
+
+    def begun(self, new: Fresh, to_M: Floats) -> Floats:
+        """That of new ones by the level `to_M`; [M]."""
+        more_M, extra_M = self.drop(np.log(self.levels / to_M))
+        return improvement(0.0, new.mean_M + more_M, new.var_M + extra_M)
+
+    def apart(self, x_MD: Floats, busy_BD: Floats) -> Floats:
+        """What is left of a gain so far from trials that run without a result: 0 to 1; [M]."""
+        if not len(busy_BD):
+            return np.ones(len(x_MD))
+        length_D = np.array(self.process.shape.length_D)
+        gap_M = (((x_MD[:, None] - busy_BD) / length_D) ** 2).sum(2).min(1)
+        return np.asarray(1 - np.exp(-gap_M))
+
+    def _rates(self, x_MD: Floats) -> Floats:
         """Dollars a level of new configurations: a ridge on the logarithm; [M]."""
         y_N = np.log(self.rate_N + 1e-12)
         centre_D = self.process.x_ND.mean(0)

@@ -9,63 +9,18 @@ what was tuned on half of the benchmark's tasks (tests.benchmarks.search).
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tune.candidates import candidates
 from tune.model import Drop, Floats, Shape
-from tune.outlook import Outlook, Trial
-
-Config = dict[str, Any]
-
-
-class Space(Protocol):
-    """What the picker draws from (tune.space offers it)."""
-
-    def sample(self, rng: np.random.Generator) -> Config:
-        """One configuration, drawn as the space says."""
-        ...
-
-    def encode(self, config: Config) -> NDArray[np.float64]:
-        """The configuration as a point of [0, 1]^d; a choice is one-hot."""
-        ...
-
-    def decode(self, vector: NDArray[np.float64]) -> Config:
-        """The configuration nearest to a point of [0, 1]^d."""
-        ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of training to run: from where the trial stands to a level."""
-
-    trial: int
-    config: Config
-    since: int  # levels already run; 0: a new trial
-    until: int  # the level to run to, then ask `Policy.report`
-    dollars: float  # what it is expected to cost, the (re)start included
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the policy's behaviour hangs on: tuned on half of the benchmark's tasks."""
-
-    steps: int = 13  # rungs, evenly spaced
-    random: int = 4  # trials before the model picks
-    # What is known of curves beforehand (tune.model.Drop): the mean fall and its deviation.
-    # A task's own curves soon outweigh it.
-    doubt: float = 0.3
-    weight: float = 1.0
-    power: float = 1.5
-    thrift: float = 1.0  # the power of the dollars to the end that divide an improvement
-    deep: float = 0.5  # of a whole trial's dollars: with less free, new ones are begun last
-    drawn: int = 32  # candidates at random
-    near: int = 16  # and near the best
-    most: int = 70  # trials that the process looks at
+from tune.outlook import Fresh, Outlook, Trial
+from tune.terms import Config, Job, New, Rules, Space
 
 
 class Policy:
@@ -83,21 +38,27 @@ class Policy:
         seed: int = 0,
         rules: Rules | None = None,
         first: Sequence[Config] = (),
+        perturb: Callable[[Config, np.random.Generator], Config] | None = None,
     ) -> None:
         """A search of `money` dollars in all, over trials of `levels` judged checkpoints each.
 
         `level_dollars` is what one level costs as far as is known before the first result;
-        `first` is tried before what is drawn.
+        `first` is tried before what is drawn. With `perturb`, which changes a configuration as a
+        training that goes on allows, trials branch.
         """
         self.space, self.money, self.levels, self.workers = space, money, levels, workers
         self.level_dollars, self.restart = level_dollars or 0.0, restart_dollars
         self.seed, self.rules, self.first = seed, rules or Rules(), list(first)
+        self.perturb = perturb
         self.trials: list[Trial] = []
         self.decisions = 0
         self.taken: set[str] = set()
         self.shape: Shape | None = None
         self.climbed = 0
-        self.outlook: tuple[list[int], Outlook] | None = None  # until the next result
+        # Until the next result, and the next decision:
+        self.outlook: tuple[list[int], Outlook] | None = None
+        self.mean_rate: float | None = None
+        self.fresh: tuple[int, Outlook, Fresh | None] | None = None
         steps = min(self.rules.steps, levels)
         self.rungs = tuple(round(levels * (k + 1) / steps) for k in range(steps))
 
@@ -121,14 +82,13 @@ class Policy:
         if choice is None:
             return None
         self.decisions += 1
-        trial, config, until = choice
-        if config is not None:
-            self.trials.append(Trial(config, self.space.encode(config).tolist()))
-            self.taken.add(repr(config))
+        trial, new, until = choice
+        if new is not None:
+            self._open(new)
             trial = len(self.trials) - 1
         t = self.trials[trial]
         t.until, t.starts, t.fresh = until, t.starts + 1, True
-        return Job(trial, t.config, t.level, until, self._ahead(t))
+        return Job(trial, t.config, t.level, until, self._ahead(t), t.parent)
 
     def report(
         self, trial: int, level: int, dollars: float, score: float, left: float = math.inf
@@ -139,7 +99,7 @@ class Policy:
         None: pause it (or it is whole).
         """
         t = self.trials[trial]
-        self.outlook = None
+        self.outlook = self.mean_rate = None
         t.dollars += dollars
         t.results[level] = min([score, *t.results.values()])
         t.level, t.fresh = max(t.level, level), False
@@ -172,7 +132,7 @@ class Policy:
 
     def best(self) -> int | None:
         """The trial of the best checkpoint."""
-        known = [i for i, t in enumerate(self.trials) if t.results]
+        known = [i for i, t in enumerate(self.trials) if t.heard]
         return min(known, key=lambda i: self.trials[i].best, default=None)
 
     def state(self) -> dict[str, Any]:
@@ -196,7 +156,7 @@ class Policy:
 
     @classmethod
     def restore(cls, space: Space, state: dict[str, Any]) -> Policy:
-        """The policy as it was, jobs that ran then running: see `interrupted`."""
+        """The policy as it was, jobs that ran then running (see `interrupted`); not `perturb`."""
         policy = cls(space, **state["of"], rules=Rules(**state["rules"]))
         for kept in state["trials"]:
             results = {int(level): score for level, score in kept["results"].items()}
@@ -208,15 +168,29 @@ class Policy:
         policy.climbed = state["climbed"]
         return policy
 
+    def _open(self, new: New) -> None:
+        t = Trial(new.config, self.space.encode(new.config).tolist(), parent=new.parent)
+        if new.parent is not None:
+            parent = self.trials[new.parent]
+            t.level = t.since = parent.level
+            t.results = {parent.level: parent.best}  # its checkpoints begin with that one
+        self.trials.append(t)
+        self.taken.add(repr(new.config))
+
     def _rung_after(self, level: int) -> int:
-        return next(r for r in self.rungs if r > level)
+        return self.rungs[bisect.bisect_right(self.rungs, level)]
 
     def _rate(self, t: Trial) -> float:
         """Dollars a level: its own where it has run, or the mean of all."""
-        if t.level:
-            return max(t.dollars - (t.starts - t.fresh) * self.restart, 0.0) / t.level
-        seen = [self._rate(u) for u in self.trials if u.level]
-        return float(np.mean(seen)) if seen else self.level_dollars
+        if t.heard:
+            paid = t.dollars - (t.starts - t.fresh) * self.restart
+            return max(paid, 0.0) / (t.level - t.since)
+        if t.parent is not None:
+            return self._rate(self.trials[t.parent])
+        if self.mean_rate is None:
+            seen = [self._rate(u) for u in self.trials if u.heard]
+            self.mean_rate = float(np.mean(seen)) if seen else self.level_dollars
+        return self.mean_rate
 
     def _piece(self, t: Trial) -> float:
         """Dollars from where a trial stands to the next rung."""
@@ -227,24 +201,24 @@ class Policy:
         assert t.until is not None
         return self._rate(t) * (t.until - t.level) + self.restart * t.fresh
 
-    def _choose(self, free: float, here: int | None) -> tuple[int, Config | None, int] | None:
-        """A paused trial, or a new configuration (then the number means nothing), or neither.
+    def _choose(self, free: float, here: int | None) -> tuple[int, New | None, int] | None:
+        """A paused trial, or a new one (then the number means nothing), or neither.
 
         And the level to run to. `free` is what may be spent; `here` is the trial that a worker
         still holds: it need not be begun again.
         """
         rng = np.random.default_rng([self.seed, self.decisions])
-        known = [i for i, t in enumerate(self.trials) if t.results]
+        known = [i for i, t in enumerate(self.trials) if t.heard]
         first = self.restart + self._rate(Trial({}, [])) * self.rungs[0]
-        if first <= free:
-            for i, t in enumerate(self.trials):  # interrupted before its first result
-                if not (t.over or t.results) and t.until is None:
-                    return i, None, self.rungs[0]
+        for i, t in enumerate(self.trials):  # interrupted before its first result
+            unheard = t.until is None and not (t.over or t.heard)
+            if unheard and self.restart + self._piece(t) <= free:
+                return i, None, self._rung_after(t.level)
         if len(self.trials) < self.rules.random or not known:
             waiting = [c for c in self.first if repr(c) not in self.taken]
             config = waiting[0] if waiting else self.space.sample(rng)
             if repr(config) not in self.taken and first <= free:
-                return -1, config, self.rungs[0]
+                return -1, New(0.0, config), self.rungs[0]
             if not known:
                 return None
         known, outlook = self.outlook = self.outlook or self._outlook(known)
@@ -252,8 +226,11 @@ class Policy:
         least = self.rules.deep * self.levels * float(np.mean(outlook.rate_N))
         closing = best[0] >= 0 and free < least
         begun = None if closing else self._begun(rng, outlook, free)
-        if begun is not None and begun[0] > best[0]:
-            return -1, begun[1], self.rungs[0]
+        branch = self._branched(known, outlook, free)
+        if branch is not None and branch.worth > max(best[0], begun.worth if begun else 0.0):
+            return -1, branch, self._rung_after(self.trials[branch.parent or 0].level)
+        if begun is not None and begun.worth > best[0]:
+            return -1, begun, self.rungs[0]
         if best[0] < 0:
             return None
         return best[1], None, self._rung_after(self.trials[best[1]].level)
@@ -265,7 +242,10 @@ class Policy:
         trials = [self.trials[i] for i in known]
         piece_N = np.array([0.0 if t.over else self._piece(t) for t in trials])
         fee_N = np.where(np.array(known) == here, 0.0, self.restart)
+        # From the checkpoint of these a branch may yet have to begin.
+        needed = {t.parent for t in self.trials if t.until is not None and not t.heard}
         open_N = np.array([not t.over and t.until is None for t in trials])
+        open_N &= np.array([i not in needed for i in known])
         open_N &= fee_N + piece_N <= free
         if not open_N.any():
             return -1.0, -1
@@ -277,26 +257,66 @@ class Policy:
         n = int(np.where(open_N, worth_N, -1.0).argmax())
         return float(worth_N[n]), known[n]
 
-    def _begun(
-        self, rng: np.random.Generator, outlook: Outlook, free: float
-    ) -> tuple[float, Config] | None:
-        """The new configuration that promises the most, its worth before it."""
-        config_M = self._candidates(rng, outlook)
-        if not config_M:
+    def _begun(self, rng: np.random.Generator, outlook: Outlook, free: float) -> New | None:
+        """The new configuration that promises the most."""
+        # Whoever pauses a trial asks what is next at once: of the same candidates.
+        if self.fresh is None or self.fresh[0] != self.decisions or self.fresh[1] is not outlook:
+            self.fresh = (
+                self.decisions,
+                outlook,
+                candidates(rng, self.space, self.taken, outlook, self.rules),
+            )
+        new = self.fresh[2]
+        if new is None:
             return None
-        x_MD = np.array([self.space.encode(c) for c in config_M])
-        rate_M = outlook.rates(x_MD)
+        rate_M = new.rate_M
         piece_M = rate_M * self.rungs[0]
         able_M = self.restart + piece_M <= free
         if not able_M.any():
             return None
-        busy_BD = np.array([t.vector for t in self.trials if not t.results])
         to_M = np.minimum(np.maximum((free - self.restart) / rate_M, 1.0), self.levels)
-        fee_M = np.full(len(x_MD), self.restart)
-        gain_M = outlook.begun(x_MD, to_M, busy_BD)
+        fee_M = np.full(len(rate_M), self.restart)
+        gain_M = outlook.begun(new, to_M) * outlook.apart(new.x_MD, self._busy())
         worth_M = gain_M * self._thrift(fee_M, piece_M, fee_M + rate_M * to_M)
         m = int(np.where(able_M, worth_M, -1.0).argmax())
-        return float(worth_M[m]), config_M[m]
+        return New(float(worth_M[m]), new.config_M[m])
+
+    def _branched(self, known: list[int], outlook: Outlook, free: float) -> New | None:
+        """The branch that promises the most, of what is paused among the best quarter."""
+        if self.perturb is None:
+            return None
+        rng = np.random.default_rng([self.seed, self.decisions, 1])
+        quarter = np.argsort(outlook.own_N)[: max(1, len(known) // 4)]
+        waiting = [n for n in quarter.tolist() if self._waits(self.trials[known[n]])]
+        drawn = [
+            (n, self.perturb(self.trials[known[n]].config, rng))
+            for n in waiting[: self.rules.parents]
+            for _ in range(self.rules.branches)
+        ]
+        drawn = [(n, config) for n, config in drawn if repr(config) not in self.taken]
+        if not drawn:
+            return None
+        n_K = np.array([n for n, _ in drawn])
+        x_KD = np.array([self.space.encode(config) for _, config in drawn])
+        rate_K, level_K = outlook.rate_N[n_K], outlook.level_N[n_K]
+        piece_K = np.array([self._piece(self.trials[known[n]]) for n in n_K])
+        fee_K = np.full(len(n_K), self.restart)
+        able_K = fee_K + piece_K <= free
+        if not able_K.any():
+            return None
+        to_K = np.clip(level_K + (free - fee_K) / rate_K, level_K + 1e-3, self.levels)
+        gain_K = outlook.branched(n_K, x_KD, to_K) * outlook.apart(x_KD, self._busy())
+        worth_K = gain_K * self._thrift(fee_K, piece_K, fee_K + rate_K * (to_K - level_K))
+        k = int(np.where(able_K, worth_K, -1.0).argmax())
+        return New(float(worth_K[k]), drawn[k][1], known[drawn[k][0]])
+
+    def _busy(self) -> Floats:
+        """Where trials are of which nothing has been heard."""
+        return np.array([t.vector for t in self.trials if not t.heard])
+
+    def _waits(self, t: Trial) -> bool:
+        """Whether it is paused at a rung: its checkpoint is there."""
+        return not t.over and t.until is None and t.level in self.rungs
 
     def _thrift(self, fee: Floats, piece: Floats, whole: Floats) -> Floats:
         """By what an expected improvement is multiplied: what of a piece's money trains, and the
@@ -320,14 +340,3 @@ class Policy:
         self.shape = outlook.process.shape
         self.climbed = len(known) if grow else self.climbed
         return known, outlook
-
-    def _candidates(self, rng: np.random.Generator, outlook: Outlook) -> list[Config]:
-        """New ones: draws from the space, and steps from the best three."""
-        drawn = [self.space.sample(rng) for _ in range(self.rules.drawn)]
-        best_ND = outlook.process.x_ND[np.argsort(outlook.own_N)[:3]]
-        n, d = self.rules.near, best_ND.shape[1]
-        step_ND = rng.choice([0.05, 0.15], (n, 1)) * rng.standard_normal((n, d))
-        step_ND *= rng.random((n, d)) < 0.6
-        near_ND = np.clip(best_ND[np.arange(n) % len(best_ND)] + step_ND, 0, 1)
-        drawn += [self.space.decode(near_D) for near_D in near_ND]
-        return [c for c in drawn if repr(c) not in self.taken]

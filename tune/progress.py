@@ -85,7 +85,7 @@ def table(
         step = trial.results[-1].step if trial.results else 0
         state = state_of(trial, levels, standing is not None)
         made.add_row(
-            trial.name,
+            trial.title,
             f"{trial.level}/{levels}",
             f"{step if standing is None else max(step, standing.step)}/{steps}",
             "" if best is None else f"{best.score:.4g}",
@@ -142,7 +142,7 @@ def result_line(trial: Trial, space: Space) -> str:
     last = trial.results[-1]
     values = " ".join(f"{key}={brief(value)}" for key, value in trial.values.items())
     return (
-        f"{trial.name} level {last.level}/{len(space.levels)} step {last.step} "
+        f"{trial.title} level {last.level}/{len(space.levels)} step {last.step} "
         f"{space.metric} {last.score:.4g} ${last.dollars:.4f}  {values}"
     )
 

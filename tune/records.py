@@ -28,7 +28,7 @@ from tune.space import Space
 
 SEARCH, TRIALS, POLICY = "search.json", "trials.json", "policy.json"
 CATALOGUE, BEST, TENSORBOARD = "catalogue.parquet", "best", "tensorboard"
-FORMAT = 1
+FORMAT = 2
 
 
 def trial_name(number: int) -> str:
@@ -53,17 +53,26 @@ class Result:
 
 @dataclass
 class Trial:
-    """A configuration that was tried; where it failed for good, `detail` says why."""
+    """A configuration that was tried; where it failed for good, `detail` says why.
+
+    `parent` is the number of the trial whose checkpoint a branch began from (tune.perturb).
+    """
 
     number: int
     values: dict[str, Any]
     results: list[Result] = field(default_factory=list)
     detail: str = ""
+    parent: int | None = None
 
     @property
     def name(self) -> str:
         """Of its run."""
         return trial_name(self.number)
+
+    @property
+    def title(self) -> str:
+        """The name, and where it began."""
+        return self.name if self.parent is None else f"{self.name} of {trial_name(self.parent)}"
 
     @property
     def level(self) -> int:
@@ -160,19 +169,23 @@ class Records:
             self._write(SEARCH, self.document)
             self._write(TRIALS, {"trials": trials})
 
-    def report(self, number: int, values: Mapping[str, Any], result: Result) -> Trial:
+    def report(
+        self, number: int, values: Mapping[str, Any], result: Result, parent: int | None = None
+    ) -> Trial:
         """Takes what a trial reported; the same level again is the same result."""
         with self._lock:
-            trial = self.trials.setdefault(number, Trial(number, dict(values)))
+            trial = self.trials.setdefault(number, Trial(number, dict(values), parent=parent))
             if result.level > trial.level:
                 trial.results.append(result)
             self.save()
         return trial
 
-    def fail(self, number: int, values: Mapping[str, Any], detail: str) -> None:
+    def fail(
+        self, number: int, values: Mapping[str, Any], detail: str, parent: int | None = None
+    ) -> None:
         """A trial cannot be continued."""
         with self._lock:
-            trial = self.trials.setdefault(number, Trial(number, dict(values)))
+            trial = self.trials.setdefault(number, Trial(number, dict(values), parent=parent))
             trial.detail = detail
             self.save()
 

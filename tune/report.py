@@ -289,7 +289,7 @@ def _table(records: Records) -> str:
     for trial in sorted(records.trials.values(), key=rank):
         best = trial.best(records.mode)
         cells = [
-            trial.name,
+            trial.title,
             "" if best is None else f"{best.score:.4g}",
             str(trial.results[-1].step if trial.results else 0),
             f"{trial.level}/{levels}",
@@ -315,7 +315,7 @@ def _tip(records: Records, trial: Trial) -> str:
     best = trial.best(records.mode)
     figure = "" if best is None else f" {records.metric} {best.score:.4g}"
     values = ", ".join(f"{_short(key)} {brief(value)}" for key, value in trial.values.items())
-    return f"{trial.name}{figure}: {values}"
+    return f"{trial.title}{figure}: {values}"
 
 
 def _short(key: str) -> str:

@@ -39,11 +39,13 @@ from tune.hooks import Kept, Money, Over, Recorder
 from tune.hparams import HParams
 from tune.judge import start_judge
 from tune.measure import Profile, measure
-from tune.policy import Policy, Rules
+from tune.perturb import Perturbation
+from tune.policy import Policy
 from tune.prepare import committed
 from tune.progress import Progress, Purse
 from tune.records import CATALOGUE, Records
 from tune.space import Allowed, Space
+from tune.terms import Rules
 from tune.trial import Handed, run_trial
 
 LOOK_EVERY_S = 0.5
@@ -62,7 +64,7 @@ class Search:
     """One run of a search; `run` returns why it ended, once the best is exported.
 
     `parallel` trials run at once, as many as the cluster has room for if it is None; a new search
-    tries `first` before what it draws. Raises
+    tries `first` before what it draws. With `perturb`, trials branch. Raises
     RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained.
     """
 
@@ -76,9 +78,11 @@ class Search:
         parallel: int | None = None,
         seed: int = 0,
         first: Sequence[Mapping[str, Any]] = (),
+        perturb: Perturbation | None = None,
     ) -> None:
         self.space, self.records, self.budget, self.progress = space, records, budget, progress
         self._parallel, self._seed, self._first = parallel, seed, first
+        self._perturb = perturb
         self.interrupts: list[int] = []
         self.over = threading.Event()
         self.failure: BaseException | None = None
@@ -213,6 +217,7 @@ class Search:
         if kept is not None:
             policy = Policy.restore(picked, json.loads(kept))
             policy.money, policy.workers = self.budget, slots
+            policy.perturb = self._perturb
             return policy
         profile = self._profile()
         bill = self.accounts.bill()
@@ -231,6 +236,7 @@ class Search:
             seed=self._seed,
             rules=Rules(steps=RUNGS),
             first=[dict(values) for values in self._first],
+            perturb=self._perturb,
         )
         first_s = start_s + level_s * policy.rungs[0]
         least = bill.dollars + bill.rate * first_s

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raygen.data import store
 from raygen.errors import ConfigError, StorageError
 from tune.progress import state_of
-from tune.records import Records, Trial
+from tune.records import Records, Trial, trial_name
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -73,6 +73,7 @@ def _frozen(records: Records, trial: Trial, space: Mapping[str, BaseDistribution
     }
     attributes |= {"step": best.step, **best.figures} if best else {}
     attributes |= {"detail": trial.detail} if trial.detail else {}
+    attributes |= {} if trial.parent is None else {"parent": trial_name(trial.parent)}
     made = create_trial(
         state=state,
         value=best.score if best else None,

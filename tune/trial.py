@@ -21,16 +21,20 @@ from raygen.board import Status
 from raygen.config import Config
 from raygen.cost.bill import Purse
 from raygen.cost.remote import Remote
+from raygen.data import store
 from raygen.errors import Interrupted, RaygenError
 from raygen.runs import Run, checkpoint_name, step_of
 from raygen.train import fit
 from tune.desk import Standing
 from tune.judge import figures
 from tune.measure import measure
+from tune.perturb import branch
 from tune.records import CATALOGUE, trial_name
 from tune.space import Space
 
 POST_EVERY_S = 1.0
+# A run goes on to its next rung, and a branch under a name of its own.
+_EXPECTED = tuple(f"changed since the last checkpoint: {key}:" for key in ("budget.steps", "name"))
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class Handed:
 
 
 class _Driver:
-    def __init__(self, handed: Handed, number: int, values: Mapping[str, Any]) -> None:
-        self.handed, self.number, self.values = handed, number, values
+    def __init__(
+        self, handed: Handed, number: int, values: Mapping[str, Any], parent: int | None
+    ) -> None:
+        self.handed, self.number, self.values, self.parent = handed, number, values, parent
         self.accounts = Remote(handed.accountant)
         self.purse = Purse(self.accounts, trial_name(number), trial=True)
         self.stop = threading.Event()
@@ -74,12 +80,15 @@ class _Driver:
         self._answer: Any = None
         self._posted_at = 0.0
 
-    def level(self, level: int) -> dict[str, Any]:
-        """Trains up to a level and has it judged; what is to be reported."""
+    def level(self, level: int, done: int) -> dict[str, Any]:
+        """Trains up to a level, after `done` levels, and has it judged; what is to be reported."""
         handed, step = self.handed, self.handed.space.levels[level - 1]
         config = handed.config(self.number, self.values, step)
         run = Run.find(config)
         self._hold(config)
+        if run is None and self.parent is not None:
+            parent = Run.open(store.join(config.storage, trial_name(self.parent)))
+            run = branch(parent, config, handed.space.levels[done - 1])
         self._post("start", 0 if run is None or not run.checkpoints() else run.status["step"])
         # One that was trained, and perhaps judged, when the last driver was killed.
         if run is None or run.path(checkpoint_name(step)) not in run.checkpoints():
@@ -164,18 +173,19 @@ class _Driver:
             self._answer = self.handed.desk.post.remote(standing)
 
     def _note(self, text: str) -> None:
-        if not text.startswith("changed since the last checkpoint: budget.steps"):
+        if not text.startswith(_EXPECTED):
             self.handed.desk.note.remote(f"{trial_name(self.number)}: {text}")
 
 
 def run_trial(config: Mapping[str, Any], handed: Handed) -> None:
-    """The trainable: `config` has the trial's number, its values, and the levels it has `done`.
+    """The trainable: `config` has the trial's number, its values, the levels it has `done`, and
+    its `parent`, if it is a branch: then these are the parent's at first.
 
     Returns when all levels are done, or after it was told to stop, saved. Raises RuntimeError with
     one line where the training failed for good.
     """
     number, values, done = config["trial"], config["values"], config["done"]
-    driver = _Driver(handed, number, values)
+    driver = _Driver(handed, number, values, config["parent"])
     try:
         if done == 0 and handed.space.constraints.profiled:
             base = handed.space.config(values)
@@ -184,7 +194,7 @@ def run_trial(config: Mapping[str, Any], handed: Handed) -> None:
                 raise RuntimeError(broken)
         for level in handed.rungs:
             if level > done:
-                found = driver.level(level)
+                found = driver.level(level, done)
                 # A pause ends this process while it reports: nothing after that is sure to run.
                 driver.leave()
                 tune.report(found)

@@ -118,6 +118,10 @@ class Book:
         """Dollars kept back for nodes that are to come."""
         return sum(entry.dollars for entry in self._kept.values())
 
+    def lapsed(self, now: float) -> float:
+        """Of that, what nobody will use or free: its driver's leases have all run out by `now`."""
+        return 0.0 if any(x.gone_by > now for x in self.open.values()) else self.kept
+
     def spent(self, now: float) -> float:
         """Dollars spent up to `now`, and up to then what is still open at its highest price."""
         return self._paid + sum(_accrued(lease, now) for lease in self.open.values())

@@ -33,8 +33,10 @@ class Row:
 class Report:
     """All dollars of a place, by whom; `reserved` may still be spent by leases that are open.
 
-    `unsettled` are leases of nodes that nobody saw go, charged in full. `curve` is (Unix seconds,
-    dollars spent by then). `cap` is that of the driver that began last, where there is one ledger.
+    `unsettled` are leases of nodes that nobody saw go, charged in full, as what was kept for nodes
+    to come is once its driver is gone: `lapsed`, a part of `idle`. `curve` is (Unix seconds,
+    dollars spent by then), without that. `cap` is that of the driver that began last, where there
+    is one ledger.
     """
 
     place: str
@@ -45,6 +47,7 @@ class Report:
     cap: float | None
     unsettled: list[Lease]
     curve: list[tuple[float, float]]
+    lapsed: float = 0.0
 
     @property
     def total(self) -> float:
@@ -74,6 +77,11 @@ class Report:
                 f"${dollars:.4f} of it is for {len(self.unsettled)} leases of nodes that nobody "
                 "saw go, charged in full"
             )
+        if self.lapsed > 0:
+            notes.append(
+                f"${self.lapsed:.4f} of it was kept for nodes to come by a driver that is gone, "
+                "charged in full for nobody saw whether they came"
+            )
         return notes
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,6 +96,7 @@ class Report:
             "idle": self.idle,
             "head": self.head,
             "unsettled": sum(lease.dollars for lease in self.unsettled),
+            "lapsed": self.lapsed,
             "curve": self.curve,
         }
 
@@ -107,6 +116,7 @@ def report(place: str, now: float | None = None) -> Report:
         cap=None,
         unsettled=[lease for part in parts for lease in part.unsettled],
         curve=_sum([part.curve for part in parts]),
+        lapsed=sum(part.lapsed for part in parts),
     )
 
 
@@ -155,16 +165,18 @@ def plot(curve: Sequence[tuple[float, float]], width: int = WIDTH, height: int =
 def _report(place: str, book: Book, now: float) -> Report:
     spending = book.spending(now)
     names = sorted(spending.trials.keys() | spending.lost.keys())
+    lapsed = book.lapsed(now)
     rows = [Row(n, spending.trials.get(n, 0.0), spending.lost.get(n, 0.0)) for n in names]
     return Report(
         place=place,
         rows=sorted(rows, key=lambda row: -(row.used + row.lost)),
-        idle=spending.idle,
+        idle=spending.idle + lapsed,
         head=spending.head,
-        reserved=book.reserved(now),
+        reserved=book.reserved(now) - lapsed,
         cap=None if book.opened is None else book.opened.cap,
         unsettled=book.unmatched(now),
         curve=book.curve(now),
+        lapsed=lapsed,
     )
 
 

@@ -48,6 +48,13 @@ def forget_after(run_uri: str, step: int) -> None:
             store.delete(uri)
 
 
+def inherit(run_uri: str, parent_uri: str, step: int) -> None:
+    """Takes over what another run's weights had seen by `step`, from which this one goes on."""
+    for saved, uri in _files(parent_uri):
+        if saved <= step:
+            store.copy(uri, store.join(run_uri, FOLDER, uri.rpartition("/")[2]))
+
+
 def _files(run_uri: str) -> list[tuple[int, str]]:
     folder = store.join(run_uri, FOLDER)
     if not store.is_s3(folder) and not Path(folder).is_dir():

@@ -245,6 +245,19 @@ def delete(uri: str) -> None:
         raise StorageError(f"cannot delete {uri}: {error.strerror}", uri) from None
 
 
+def copy(source: str, target: str) -> None:
+    """Copies an object, in memory that does not grow with it. Raises StorageError."""
+    (reads, origin), (writes, place) = open_storage(source), open_storage(target)
+    try:
+        if not is_s3(target):
+            writes.create_dir(place.rpartition("/")[0])
+        pafs.copy_files(
+            origin, place, source_filesystem=reads, destination_filesystem=writes, use_threads=False
+        )
+    except OSError as error:
+        raise StorageError(f"cannot copy {source} to {target}: {error}", target) from None
+
+
 def check_writable(uri: str) -> None:
     """Raises StorageError unless an object below `uri` can be written."""
     probe = join(uri, ".raygen-write-check")

@@ -117,10 +117,11 @@ def load(family: str, name: str) -> Task:
     return _lcbench(name) if family == "lcbench" else _algoperf(name)
 
 
-def _cache() -> Path:
+def cached(name: str) -> Path:
+    """A file of the benchmark's in the user's cache."""
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raygen" / "search"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder / name
 
 
 # LCBench's ranges (config_space.json): name, least, most, on a log scale, whole.
@@ -136,7 +137,7 @@ _LCBENCH_SPACE = (
 
 
 def _lcbench(name: str) -> Task:
-    file = _cache() / f"lcbench_{name}_{CONFIGS}.npz"
+    file = cached(f"lcbench_{name}_{CONFIGS}.npz")
     if not file.exists():
         _tabulate(name, file)
     with np.load(file) as table:

@@ -111,15 +111,17 @@ class FreezeThaw(Random):
         middle, spread = np.median(last), np.quantile(last, 0.75) - last.min() + 1e-9
         x_ND = np.stack([self.pool.encode(self.configs[t]) for t in trials])
         # One curve's levels tell of its asymptote with precision p and weighted mean m.
-        p, m = np.empty(len(trials)), np.empty(len(trials))
-        for i, t in enumerate(trials):
-            y = np.minimum((np.array(self.curves[t]) - middle) / spread, 3.0)
-            w = _weights(len(y))
-            p[i], m[i] = w.sum(), w @ y / w.sum()
+        length_N = np.array([len(self.curves[t]) for t in trials])
+        y_NL = np.zeros((len(trials), LEVELS // self.step))
+        for y_L, t in zip(y_NL, trials, strict=True):
+            y_L[: len(self.curves[t])] = self.curves[t]
+        w_NL = _weights()[length_N]
+        p = w_NL.sum(1)
+        m = (w_NL * np.minimum((y_NL - middle) / spread, 3.0)).sum(1) / p
         fresh = [] if self.pool.used_N.all() else [self.pool.sample(self.rng) for _ in range(30)]
         c_MD = np.stack([*x_ND, *(self.pool.encode(c) for c in fresh)])
-        k_NN = _matern(x_ND, x_ND) + np.diag(1 / p)
         k_MN = _matern(c_MD, x_ND)
+        k_NN = k_MN[: len(trials)] + np.diag(1 / p)
         centre = float(np.average(m, weights=p))
         solved = np.linalg.solve(k_NN, np.column_stack([m - centre, k_MN.T]))
         mean = centre + k_MN @ solved[:, 0]
@@ -134,11 +136,15 @@ class FreezeThaw(Random):
 
 
 @cache
-def _weights(n: int) -> Floats:
-    """What n equally spaced levels say of the asymptote; [n]."""
-    s = np.arange(1, n + 1) * FreezeThaw.first / LEVELS
-    k = 0.5 * 0.3 / (s[:, None] + s + 0.3) + 1e-3 * np.eye(n)
-    return np.asarray(np.linalg.solve(k, np.ones(n)), np.float64)
+def _weights() -> Floats:
+    """What n equally spaced levels say of the asymptote, a row for each n from 0."""
+    most = LEVELS // FreezeThaw.step
+    w_NL = np.zeros((most + 1, most))
+    for n in range(1, most + 1):
+        s = np.arange(1, n + 1) * FreezeThaw.first / LEVELS
+        k = 0.5 * 0.3 / (s[:, None] + s + 0.3) + 1e-3 * np.eye(n)
+        w_NL[n, :n] = np.linalg.solve(k, np.ones(n))
+    return w_NL
 
 
 def _matern(a_ND: Floats, b_MD: Floats) -> Floats:
