@@ -121,7 +121,7 @@ def test_a_batch_is_what_came_while_the_model_was_busy() -> None:
             yield position, 2 * items[position]
 
     async def main() -> list[int | BaseException]:
-        batcher = Batcher(run, 4)
+        batcher = Batcher(run, (1, 2, 4))
         return await asyncio.gather(*map(batcher, [1, 2, 3, -4, 5, 6]), return_exceptions=True)
 
     results = asyncio.run(main())
@@ -142,7 +142,7 @@ def test_who_gives_up_before_its_turn_is_not_drawn() -> None:
         yield from enumerate(items)
 
     async def main() -> None:
-        batcher = Batcher(run, 4)
+        batcher = Batcher(run, (1, 2, 4))
         first = asyncio.create_task(batcher(0))
         await asyncio.to_thread(begun.wait, 60)
         others = [asyncio.create_task(batcher(item)) for item in (1, 2, 3)]
