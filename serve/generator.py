@@ -35,6 +35,7 @@ ENCODERS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
 GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
 PAUSE = 64  # batches at most that go without it after it was in vain
+COPIED = 1 << 20  # bytes at most that are copied between two requests
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
 
 Item = TypeVar("Item")
@@ -286,12 +287,14 @@ class ClipSource:
         labels: Sequence[str] = (),
         scale: int = 1,
     ) -> bytes:
-        """The clips [T,H,W,3] in one file, made in a thread; see `video.encode`."""
+        """The clips [T,H,W,3] in one file; see `video.encode`. Made in a thread, unless it is small
+        and no more than a copy, which takes less than another thread does to wake up.
+        """
         start = time.monotonic()
 
         def encode() -> tuple[bytes, float]:
             begun = time.monotonic()
-            clips_NTHWC = np.stack(clips)
+            clips_NTHWC = clips[0][None] if len(clips) == 1 else np.stack(clips)
             if self.watermark and format not in ("npy", "png"):
                 # One mark for the whole of a grid, where a detector looks for it.
                 clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
@@ -300,12 +303,16 @@ class ClipSource:
                 data = self.signer.sign(data, self.generator.name, self.generator.digest)
             return data, time.monotonic() - begun
 
-        self._files += 1
-        try:
-            data, seconds = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
-        finally:
-            self._files -= 1
-        self._file_s = _mean(self._file_s, seconds)
+        if format == "npy" and sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
+            data, _ = encode()
+        else:
+            self._files += 1
+            try:
+                loop = asyncio.get_running_loop()
+                data, seconds = await loop.run_in_executor(self._encoders, encode)
+            finally:
+                self._files -= 1
+            self._file_s = _mean(self._file_s, seconds)
         metrics.encoded(self.generator.name, format, time.monotonic() - start)
         return data
 
