@@ -13,8 +13,9 @@ import torch
 from raygen import video
 from raygen.errors import ConfigError
 from raygen.export import Generator, generator_of
+from serve.batcher import Batcher
 from serve.drawing import CLOSE_DB, Drawer, Point, choose, parse
-from serve.generator import Ask, Batcher, ClipSource, Overloaded
+from serve.generator import Ask, ClipSource, Overloaded
 from tests.small_runs import CLASSES, make_run
 
 FAMILIES = ["strided", "twostream", "triplane"]
