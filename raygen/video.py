@@ -12,28 +12,19 @@ from __future__ import annotations
 import io
 import math
 import os
-import tempfile
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
-import av
 import numpy as np
-import numpy.typing as npt
-from av.video.reformatter import (
-    ColorPrimaries,
-    ColorRange,
-    Colorspace,
-    ColorTrc,
-    VideoReformatter,
-)
-from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
+from raygen.codecs import Clips as Clips
+from raygen.codecs import Fragments as Fragments
+from raygen.codecs import encode_av1 as encode_av1
+from raygen.codecs import encode_mp4 as encode_mp4
+from raygen.codecs import encode_webm as encode_webm
 from raygen.errors import ConfigError
-
-Clips = npt.NDArray[np.uint8]
 
 MEDIA_TYPES: dict[str, str] = {
     "mp4": "video/mp4",
@@ -62,8 +53,12 @@ def encode(
     repeating pixels. Raises ConfigError for another format.
     """
     if format == "npy":
+        # As np.save, which copies to what is no real file in small pieces, thirty times as slowly.
         file = io.BytesIO()
-        np.save(file, clips_NTHWC)
+        whole_NTHWC = np.ascontiguousarray(clips_NTHWC)
+        header = np.lib.format.header_data_from_array_1_0(whole_NTHWC)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(whole_NTHWC.data)
         return file.getvalue()
     if format == "png":
         return contact_sheet(clips_NTHWC, labels or [""] * len(clips_NTHWC))
@@ -111,141 +106,6 @@ def save(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-
-
-def encode_mp4(clip_THWC: Clips, fps: float, crf: int = 18) -> bytes:
-    """H.264 in mp4, 4:2:0, index first, as every browser plays it; the same bytes each time.
-
-    `crf` is x264's quality, 0 (lossless) to 51. Odd sizes grow by one repeated row or column.
-    """
-    # movflags=faststart reads the file a second time, which an in-memory file object cannot give.
-    with tempfile.TemporaryDirectory(prefix="raygen-") as folder:
-        path = Path(folder) / "clip.mp4"
-        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-            frames = _Frames(container, "libx264", fps, _X264 | {"crf": str(crf)})
-            frames.add(clip_THWC)
-            frames.end()
-        return path.read_bytes()
-
-
-class Fragments:
-    """A long clip as H.264 in fragmented mp4, which plays while it still arrives.
-
-    The parts that `add` and `close` give, one after the other, are the file; the same frames in
-    the same portions give the same bytes.
-    """
-
-    def __init__(self, fps: float, crf: int = 18) -> None:
-        self._file = io.BytesIO()
-        # Without an index to come back to: its place is the first thing in the file.
-        flags = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
-        self._container = av.open(self._file, "w", format="mp4", options=flags)
-        options = _X264 | {"crf": str(crf), "g": str(_FRAGMENT)}
-        self._frames = _Frames(self._container, "libx264", fps, options)
-
-    def add(self, clip_THWC: Clips) -> bytes:
-        """Further frames, all of one size; what has come out of the encoder since."""
-        self._frames.add(clip_THWC)
-        return self._taken()
-
-    def close(self) -> bytes:
-        """The rest of the file."""
-        self._frames.end()
-        self._container.close()
-        return self._taken()
-
-    def _taken(self) -> bytes:
-        data = self._file.getvalue()
-        self._file.seek(0)
-        self._file.truncate()
-        return data
-
-
-def encode_webm(clip_THWC: Clips, fps: float, crf: int = 24) -> bytes:
-    """VP9 in WebM, 4:2:0, for players without H.264; `crf` 0 to 63. Sizes as in `encode_mp4`."""
-    options = {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
-    return _webm(clip_THWC, fps, "libvpx-vp9", options)
-
-
-def encode_av1(clip_THWC: Clips, fps: float, crf: int = 30) -> bytes:
-    """AV1 in WebM, 4:2:0: the smallest files, the slowest to make; `crf` 0 to 63.
-
-    Sizes as in `encode_mp4`, and at least 64 pixels, which SVT-AV1 asks for: repeated at the edge.
-    """
-    os.environ.setdefault("SVT_LOG", "1")  # errors alone, and not every setting of each file
-    return _webm(
-        clip_THWC,
-        fps,
-        "libsvtav1",
-        {"crf": str(crf), "preset": "10", "svtav1-params": "lp=1"},
-        least=64,
-    )
-
-
-def _webm(
-    clip_THWC: Clips, fps: float, codec: str, options: dict[str, str], least: int = 2
-) -> bytes:
-    file = io.BytesIO()
-    # WebM has a random number for each file unless told otherwise.
-    with av.open(file, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        frames = _Frames(container, codec, fps, options, least)
-        frames.add(clip_THWC)
-        frames.end()
-    return file.getvalue()
-
-
-_FRAGMENT = 16  # frames at most from one key frame, and so from one fragment, to the next
-
-# With mbtree, x264 encodes the same frames differently about once in a hundred times.
-_X264 = {"preset": "veryfast", "x264-params": "mbtree=0"}
-
-
-class _Frames:
-    """The one video stream of a container: RGB frames in, encoded 4:2:0 packets out."""
-
-    def __init__(
-        self,
-        container: av.container.OutputContainer,
-        codec: str,
-        fps: float,
-        options: dict[str, str],
-        least: int = 2,
-    ) -> None:
-        self._container = container
-        self._stream = cast(VideoStream, container.add_stream(codec, rate=_rate(fps)))
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = dict(options)
-        self._least = least
-        context = self._stream.codec_context
-        context.thread_count = 1  # the bytes depend on it, and the default is per core
-        # Untagged, players guess the matrix from the frame size, and colours shift.
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
-        # One for all frames: to set up libswscale takes longer than to convert a small frame.
-        self._reformatter = VideoReformatter()
-
-    def add(self, clip_THWC: Clips) -> None:
-        _, H, W, _ = clip_THWC.shape
-        # 4:2:0 stores one chroma sample for each 2x2 pixels.
-        height, width = (max(side + side % 2, self._least) for side in (H, W))
-        padding = ((0, 0), (0, height - H), (0, width - W), (0, 0))
-        even_THWC = np.ascontiguousarray(np.pad(clip_THWC, padding, mode="edge"))
-        if not self._stream.codec_context.is_open:
-            self._stream.width, self._stream.height = width, height
-        for frame_HWC in even_THWC:
-            frame = self._reformatter.reformat(
-                av.VideoFrame.from_ndarray(frame_HWC, format="rgb24"),
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                threads=1,  # the default, a thread a core, takes ten times as long to set up
-            )
-            self._container.mux(self._stream.encode(frame))
-
-    def end(self) -> None:
-        self._container.mux(self._stream.encode())
 
 
 def encode_webp(clip_THWC: Clips, fps: float, quality: int = 90) -> bytes:
@@ -313,10 +173,6 @@ def grid(clips_NTHWC: Clips) -> Clips:
 def enlarge(clip_THWC: Clips, scale: int) -> Clips:
     """Each pixel repeated `scale` times both ways."""
     return clip_THWC.repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def _rate(fps: float) -> Fraction:
-    return Fraction(fps).limit_denominator(1001)  # 1001 keeps NTSC's 30000/1001 exact
 
 
 def _durations(frames: int, fps: float, unit_ms: int) -> list[int]:

@@ -11,7 +11,6 @@ processes than the encoding itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import time
@@ -19,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -28,16 +26,14 @@ from raygen.errors import RaygenError
 from raygen.export import Generator
 from raygen.manifest import Signer
 from serve import metrics
+from serve.batcher import Batcher, Result
 from serve.drawing import MAX_BATCH, Point, choose
 
 # Threads, beside the one that draws: more than there are cores only get in each other's way.
 ENCODERS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
-GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
+COPIED = 1 << 20  # bytes at most that are copied between two requests
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Overloaded(RaygenError):
@@ -46,76 +42,6 @@ class Overloaded(RaygenError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"too many clips are waiting; ask again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
-
-
-class Batcher(Generic[Item, Result]):
-    """Calls `run` in a thread of its own, with as many items as came while it was busy.
-
-    A lone item goes at once, and the busier the model, the larger the batches. Who was answered
-    together often asks again together, one just after the other: a batch that would be smaller than
-    the last one waits for a moment that is short beside it. `run` gives positions and results as it
-    makes them, and each is passed on at once. An error of `run` goes to every item of its batch
-    that has none yet.
-    """
-
-    def __init__(
-        self, run: Callable[[Sequence[Item]], Iterator[tuple[int, Result]]], max_batch: int
-    ) -> None:
-        self._run = run
-        self._max_batch = max_batch
-        self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generator")
-        self._worker: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Result:
-        """The result for `item`; a caller that gives up before its turn costs nothing."""
-        if self._worker is None:  # not before a loop runs
-            self._worker = asyncio.create_task(self._work())
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((item, future))
-        return await future
-
-    @property
-    def waiting(self) -> int:
-        """Items that no batch has taken yet."""
-        return self._queue.qsize()
-
-    def close(self) -> None:
-        """Lets the thread go, after its batch; nothing may be waiting."""
-        if self._worker is not None:
-            self._worker.cancel()
-        self._thread.shutdown(wait=False)
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        last, patience_s = 0, 0.0
-        while True:
-            waiting = [await self._queue.get()]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    while len(waiting) < last:
-                        waiting.append(await self._queue.get())
-            while self._queue.qsize() and len(waiting) < self._max_batch:
-                waiting.append(self._queue.get_nowait())
-            waiting = [(item, future) for item, future in waiting if not future.done()]
-            if not waiting:
-                continue
-            start = loop.time()
-            try:
-                await loop.run_in_executor(self._thread, self._deliver, loop, waiting)
-            except Exception as error:
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-            last, patience_s = len(waiting), min(GATHER_S, GATHER * (loop.time() - start))
-
-    def _deliver(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        waiting: Sequence[tuple[Item, asyncio.Future[Result]]],
-    ) -> None:
-        for position, result in self._run([item for item, _ in waiting]):
-            loop.call_soon_threadsafe(_settle, waiting[position][1], result)
 
 
 def _pieces(point: Point) -> list[Point]:
@@ -129,11 +55,6 @@ def _pieces(point: Point) -> list[Point]:
 def _mean(before: float, new: float) -> float:
     """Over about the last ten; the first is all that is known."""
     return before + 0.1 * (new - before) if before else new
-
-
-def _settle(future: asyncio.Future[Result], result: Result) -> None:
-    if not future.done():
-        future.set_result(result)
 
 
 @dataclass(frozen=True)
@@ -185,7 +106,13 @@ class ClipSource:
         self._queue_s = queue_s
         self._clip_s = 1 / self.clips_per_s if self.clips_per_s else 0.0
         self._files, self._file_s = 0, 0.0  # that are encoded or wait for it, and what one takes
-        self._draw = Batcher(self._generate, MAX_BATCH)
+        sizes = self.drawing.sizes
+        # Where clips are computed one by one, nothing is gained by waiting.
+        self._draw = (
+            Batcher(self._generate, sizes)
+            if sizes
+            else Batcher(self._generate, (MAX_BATCH,), gather=0.0)
+        )
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     def admit(self, clips: int) -> None:
@@ -254,12 +181,14 @@ class ClipSource:
         labels: Sequence[str] = (),
         scale: int = 1,
     ) -> bytes:
-        """The clips [T,H,W,3] in one file, made in a thread; see `video.encode`."""
+        """The clips [T,H,W,3] in one file; see `video.encode`. Made in a thread, unless it is small
+        and no more than a copy, which takes less than another thread does to wake up.
+        """
         start = time.monotonic()
 
         def encode() -> tuple[bytes, float]:
             begun = time.monotonic()
-            clips_NTHWC = np.stack(clips)
+            clips_NTHWC = clips[0][None] if len(clips) == 1 else np.stack(clips)
             if self.watermark and format not in ("npy", "png"):
                 # One mark for the whole of a grid, where a detector looks for it.
                 clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
@@ -268,12 +197,16 @@ class ClipSource:
                 data = self.signer.sign(data, self.generator.name, self.generator.digest)
             return data, time.monotonic() - begun
 
-        self._files += 1
-        try:
-            data, seconds = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
-        finally:
-            self._files -= 1
-        self._file_s = _mean(self._file_s, seconds)
+        if format == "npy" and sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
+            data, _ = encode()
+        else:
+            self._files += 1
+            try:
+                loop = asyncio.get_running_loop()
+                data, seconds = await loop.run_in_executor(self._encoders, encode)
+            finally:
+                self._files -= 1
+            self._file_s = _mean(self._file_s, seconds)
         metrics.encoded(self.generator.name, format, time.monotonic() - start)
         return data
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from raygen.config import Config
 from raygen.cost.entries import Lease, Settled
@@ -50,11 +51,12 @@ def make_run(
     return run_of(config, seed)
 
 
-def run_of(config: Config, seed: int = 0) -> Run:
-    """A run of any configuration, with one checkpoint at step 20."""
+def run_of(config: Config, seed: int = 0, generator: nn.Module | None = None) -> Run:
+    """A run of any configuration, with one checkpoint at step 20: `generator`'s, or random."""
     run = Run.create(config, CLASSES, {"uri": "s3://clips/small", "digest": "0f" * 8, "clips": 60})
     torch.manual_seed(seed)
-    generator = build_generator(config.model, config.data, len(CLASSES), config.conditions)
+    if generator is None:
+        generator = build_generator(config.model, config.data, len(CLASSES), config.conditions)
     state: dict[str, object] = {"step": 20, "elapsed_s": 90.0, "clips_seen": 320, "dollars": 0.01}
     state["config"] = config.dump()
     folder = run.path(checkpoint_name(20))

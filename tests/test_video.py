@@ -47,6 +47,27 @@ def test_mp4_bytes_are_the_same_each_time() -> None:
     assert len({video.encode_mp4(waves(), 16) for _ in range(60)}) == 1
 
 
+def test_the_index_of_an_mp4_says_where_its_frames_are() -> None:
+    data = video.encode_mp4(waves(T=300), 16)
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(io.BytesIO(data), "r") as container:
+        sizes = {packet.pos or 0: packet.size for packet in container.demux(video=0) if packet.size}
+    at = data.index(b"mdat") + 4
+    for place in sorted(sizes):  # one after the other, to the end of the file
+        assert place == at
+        at += sizes[place]
+    assert at == len(data)
+    assert len(sizes) == 300
+
+
+@pytest.mark.parametrize(("H", "W"), [(18, 34), (64, 64), (4, 3000)])
+def test_no_frame_looks_into_the_next(H: int, W: int) -> None:
+    grey_T = np.array([0, 255, 80, 0, 255, 30, 200, 0, 255], np.uint8)
+    clip_THWC = np.broadcast_to(grey_T[:, None, None, None], (len(grey_T), H, W, 3))
+    decoded_THWC = decode(video.encode_mp4(clip_THWC, 16, crf=4)).astype(int)
+    assert np.abs(decoded_THWC - clip_THWC).max() <= 3
+
+
 @pytest.mark.parametrize(("format", "codec"), [("webm", "vp9"), ("av1", "libdav1d")])
 @pytest.mark.parametrize("size", [3, 32, 70])
 def test_webm_decodes_to_the_same_frames_and_is_the_same_each_time(
