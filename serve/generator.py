@@ -106,13 +106,7 @@ class ClipSource:
         self._queue_s = queue_s
         self._clip_s = 1 / self.clips_per_s if self.clips_per_s else 0.0
         self._files, self._file_s = 0, 0.0  # that are encoded or wait for it, and what one takes
-        sizes = self.drawing.sizes
-        # Where clips are computed one by one, nothing is gained by waiting.
-        self._draw = (
-            Batcher(self._generate, sizes)
-            if sizes
-            else Batcher(self._generate, (MAX_BATCH,), gather=0.0)
-        )
+        self._draw = Batcher(self._generate, MAX_BATCH)
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     def admit(self, clips: int) -> None:

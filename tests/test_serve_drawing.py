@@ -122,7 +122,7 @@ def test_a_batch_is_what_came_while_the_model_was_busy() -> None:
             yield position, 2 * items[position]
 
     async def main() -> list[int | BaseException]:
-        batcher = Batcher(run, (1, 2, 4))
+        batcher = Batcher(run, 4)
         return await asyncio.gather(*map(batcher, [1, 2, 3, -4, 5, 6]), return_exceptions=True)
 
     results = asyncio.run(main())
@@ -130,47 +130,6 @@ def test_a_batch_is_what_came_while_the_model_was_busy() -> None:
     assert batches == [[1, 2, 3, -4], [5, 6]]
     assert all(isinstance(result, ValueError) for result in results[:4])
     assert results[4:] == [10, 12]
-
-
-def test_batches_are_of_whole_sizes_and_leave_the_rest_for_the_next() -> None:
-    batches = []
-
-    def run(items: Sequence[int]) -> Iterator[tuple[int, int]]:
-        batches.append(list(items))
-        yield from enumerate(items)
-
-    async def main(sizes: tuple[int, ...], count: int) -> list[int]:
-        batcher = Batcher(run, sizes)
-        await asyncio.gather(*map(batcher, range(count)))
-        found = [len(batch) for batch in batches]
-        assert [i for batch in batches for i in batch] == list(range(count))  # in their order
-        batches.clear()
-        return found
-
-    assert asyncio.run(main((1, 2, 4, 8), 13)) == [8, 4, 1]
-    assert asyncio.run(main((4, 8), 15)) == [8, 4, 3]  # fewer than any: filled up
-
-
-def test_those_who_were_answered_together_are_waited_for() -> None:
-    batches: list[int] = []
-
-    def run(items: Sequence[int]) -> Iterator[tuple[int, int]]:
-        batches.append(len(items))
-        time.sleep(0.1)
-        yield from enumerate(items)
-
-    async def client(batcher: Batcher[int, int], away_s: float) -> None:
-        for number in range(5):
-            await asyncio.sleep(away_s)
-            await batcher(number)
-
-    async def main(gather: float) -> int:
-        batches.clear()
-        batcher = Batcher(run, (1, 2, 4), gather)
-        await asyncio.gather(*(client(batcher, away_s) for away_s in (0.001, 0.003, 0.005, 0.007)))
-        return len(batches)
-
-    assert asyncio.run(main(0.15)) < asyncio.run(main(0.0))
 
 
 def test_who_gives_up_before_its_turn_is_not_drawn() -> None:
@@ -184,7 +143,7 @@ def test_who_gives_up_before_its_turn_is_not_drawn() -> None:
         yield from enumerate(items)
 
     async def main() -> None:
-        batcher = Batcher(run, (1, 2, 4))
+        batcher = Batcher(run, 4)
         first = asyncio.create_task(batcher(0))
         await asyncio.to_thread(begun.wait, 60)
         others = [asyncio.create_task(batcher(item)) for item in (1, 2, 3)]

@@ -123,7 +123,11 @@ def test_ten_times_its_capacity_is_refused_and_leaves_nothing_behind(
         assert len(taken) > 0.25 * per_s * 60, (per_s, statuses(answers))  # it went on drawing
         p99 = np.quantile([answer.seconds for answer in taken], 0.99)
         assert p99 < QUEUE_S + SLACK_S, p99
-        assert max(sample.mib for sample in samples) < held + 96, (held, samples)
+        # How much answers on their way take varies; that it grows is what must not be.
+        mib = [sample.mib for sample in samples]
+        middle = len(mib) // 2
+        assert max(mib[middle:]) < max(mib[:middle]) + 48, (held, mib)
+        assert max(mib) < held + 192, (held, mib)
         assert alone.status_code == 200
         assert alone.headers["x-raygen-batch"] == "1"  # nothing waited
         assert alone.elapsed.total_seconds() < QUEUE_S
