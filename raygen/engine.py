@@ -244,7 +244,9 @@ class Pair:
         kinds = [k for k in self.config.conditions.kinds if k != "image"]  # seen, not told
         if others_K is None or not kinds:
             return None
-        return matching.contrast(functools.partial(critic.fit, entered_BC), y_B, others_K, kinds)
+        return matching.contrast(
+            functools.partial(critic.cosines, entered_BC), y_B, others_K, kinds
+        )
 
     def _micro_batches(
         self, batch: Batch, drawn: _Drawn

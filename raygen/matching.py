@@ -18,14 +18,18 @@ import torch
 from torch import Tensor, distributed
 
 from raygen import losses
-from raygen.conditions import TEXT, Condition
+from raygen.conditions import CLASS, TEXT, Condition
 from raygen.config import KINDS, ConditionsConfig
 
 REMEMBERED = 64  # conditions that a clip is told from
 
 
 class Heard:
-    """The conditions of the last REMEMBERED clips, those of all ranks: alike on every rank."""
+    """The conditions of the last REMEMBERED clips, those of all ranks: alike on every rank.
+
+    A queue of what to be told from, as MoCo keeps one (arXiv 1911.05722, section 3.2): the number
+    of alternatives is not that of the clips in a batch.
+    """
 
     def __init__(self, config: ConditionsConfig, device: torch.device) -> None:
         self._config, self._device = config, device
@@ -72,11 +76,11 @@ class Heard:
         )
 
 
-Fit = Callable[[Condition, Condition], tuple[Tensor, Tensor]]
-"""What clips are like: cosines with their own conditions, [B], and with those of others, [B, K]."""
+Cosines = Callable[[Condition, Condition], tuple[Tensor, Tensor]]
+"""Of what clips show with their own conditions, [B], and with those of others, [B, K]."""
 
 
-def contrast(fit: Fit, y_B: Condition, others_K: Condition, kinds: Sequence[str]) -> Tensor:
+def contrast(cosines: Cosines, y_B: Condition, others_K: Condition, kinds: Sequence[str]) -> Tensor:
     """`losses.contrastive` of each of `kinds` by itself, their mean: a scalar.
 
     Kind by kind, since clips are not all given the same ones; those that say the same are no
@@ -88,7 +92,7 @@ def contrast(fit: Fit, y_B: Condition, others_K: Condition, kinds: Sequence[str]
         k = KINDS.index(kind)
         given_BK = own_B.given_BK[:, k, None] & other_K.given_BK[None, :, k]
         differ_BK = (_numbers(own_B)[:, None] != _numbers(other_K)[None]).any(2)
-        values.append(losses.contrastive(*fit(own_B, other_K), given_BK & differ_BK))
+        values.append(losses.contrastive(*cosines(own_B, other_K), given_BK & differ_BK))
     return torch.stack(values).mean()
 
 
@@ -152,7 +156,7 @@ def _numbers(y_B: Condition) -> Tensor:
     Exact: token ids have 24 bits. Not the first frame, which is no part of a critic's embedding.
     """
     given_BK = y_B.given_BK
-    parts = [given_BK.double(), torch.where(given_BK[:, 0], y_B.labels_B, 0)[:, None].double()]
+    parts = [given_BK.double(), torch.where(given_BK[:, CLASS], y_B.labels_B, 0)[:, None].double()]
     for kind, said in (("text", y_B.text), ("vector", y_B.vector_BV)):
         if said is not None:
             given_B1 = given_BK[:, KINDS.index(kind), None]

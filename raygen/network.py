@@ -123,15 +123,17 @@ class Learner:
         return output
 
     def with_head(self, *inputs: Tensor | Condition) -> tuple[Tensor, Tensor]:
-        """As calling it, a critic; and what entered its `head`, for `fit`."""
+        """As calling it, a critic; and what entered its `head`, for `cosines`."""
         with _entering(self._network.module) as entered:
             output = self(*inputs)
         return output, entered[0]
 
-    def fit(self, entered_NC: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
-        """How well conditions fit clips, of which this entered its head: [B] and [B, K]."""
+    def cosines(
+        self, entered_NC: Tensor, y_B: Condition, others_K: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """`Projection.cosines` of clips of which this entered a critic's head: [B] and [B, K]."""
         self._check()
-        return _head(self._network.module).fit(entered_NC, y_B, others_K)
+        return _head(self._network.module).cosines(entered_NC, y_B, others_K)
 
     def gradient_penalty(
         self, x_BCTHW: Tensor, y_B: Condition | Tensor, weight_B: Tensor | float = 1.0
@@ -183,9 +185,11 @@ class Opponent:
             output = self(*inputs)
         return output, entered[0]
 
-    def fit(self, entered_NC: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
+    def cosines(
+        self, entered_NC: Tensor, y_B: Condition, others_K: Condition
+    ) -> tuple[Tensor, Tensor]:
         """As of a learner."""
-        return _head(self._module).fit(entered_NC, y_B, others_K)
+        return _head(self._module).cosines(entered_NC, y_B, others_K)
 
 
 @contextmanager

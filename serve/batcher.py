@@ -1,7 +1,9 @@
 """Items that come one by one, handled together whenever there is time: the continuous batcher.
 
-batcher = Batcher(run, max_batch=8)
-result = await batcher(item)
+    batcher = Batcher(run, max_batch=8)
+    result = await batcher(item)
+
+It knows nothing of clips: serve.generator has it draw them.
 """
 
 from __future__ import annotations

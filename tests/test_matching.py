@@ -127,7 +127,7 @@ def test_clips_are_told_kind_by_kind_from_what_says_something_else() -> None:
     heard_K = said([TEXTS[0], TEXTS[1], TEXTS[3], None], [0, 0, None, 1])
     seen: list[Tensor] = []
 
-    def fit(own_B: Condition, other_K: Condition) -> tuple[Tensor, Tensor]:
+    def cosines(own_B: Condition, other_K: Condition) -> tuple[Tensor, Tensor]:
         assert int(own_B.given_BK.sum(1).max()) == 1
         seen.append(other_K.given_BK)
         return torch.zeros(2), torch.zeros(2, 4)
@@ -135,8 +135,8 @@ def test_clips_are_told_kind_by_kind_from_what_says_something_else() -> None:
     # The first clip's class has one alternative, its text two; the second clip's class two.
     expected = {"class": (math.log(2) + math.log(3)) / 2, "text": math.log(3) / 2}
     for kind, value in expected.items():
-        assert contrast(fit, y_B, heard_K, [kind]).item() == pytest.approx(value)
-    both = contrast(fit, y_B, heard_K, ["class", "text"]).item()
+        assert contrast(cosines, y_B, heard_K, [kind]).item() == pytest.approx(value)
+    both = contrast(cosines, y_B, heard_K, ["class", "text"]).item()
     assert both == pytest.approx(sum(expected.values()) / 2)
 
 
@@ -149,7 +149,7 @@ def test_a_critic_learns_to_tell_what_clips_show() -> None:
 
     def value() -> Tensor:
         entered = critic.layers(x_BCTHW)  # type: ignore[operator]
-        return contrast(lambda *of: critic.head.fit(entered, *of), y_B, y_B, ["text"])  # type: ignore[union-attr,operator]
+        return contrast(lambda *of: critic.head.cosines(entered, *of), y_B, y_B, ["text"])  # type: ignore[union-attr,operator]
 
     before = value().item()
     adam = torch.optim.Adam(critic.parameters(), lr=1e-3)
@@ -169,7 +169,7 @@ def test_every_critic_says_how_well_conditions_fit(kind: str) -> None:
     entered: list[Tensor] = []
     head.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
     critic(torch.randn(3, 3, 8, 16, 16), said(TEXTS[:3]))
-    own_B, other_BK = head.fit(entered[0], said(TEXTS[:3]), said(TEXTS))
+    own_B, other_BK = head.cosines(entered[0], said(TEXTS[:3]), said(TEXTS))
     assert torch.allclose(own_B, other_BK.diagonal(), atol=1e-5)
     assert other_BK.shape == (3, 4)
     assert other_BK.abs().max() < 1 + 1e-5

@@ -182,7 +182,9 @@ class Projection(nn.Module):
         projected_B: Tensor = (h_BD * self.embedding(y_B)).sum(1)
         return torch.squeeze(self.unconditional(h_BD), 1) + projected_B
 
-    def fit(self, x_BCTHW: Tensor, y_B: Condition, others_K: Condition) -> tuple[Tensor, Tensor]:
+    def cosines(
+        self, x_BCTHW: Tensor, y_B: Condition, others_K: Condition
+    ) -> tuple[Tensor, Tensor]:
         """Cosines of features with embedded conditions: own [B], others' [B, K].
 
         `x_BCTHW` as in `forward`; of a critic that judges frame by frame, a row a frame.
