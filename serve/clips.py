@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from raygen import __version__, video
@@ -32,11 +33,29 @@ FOREVER = "max-age=31536000, immutable"
 NAME = r"^[\w.@-]+$"
 
 ModelName = Annotated[str, Path(max_length=200, pattern=NAME, description="name, digest, or best")]
-Frames = Annotated[int | None, Query(ge=1, le=FRAMES, description="for models of any_length")]
-Rate = Annotated[
-    float | None, Query(ge=1, le=240, description="frames per second, for models of any_length")
-]
-Truncation = Annotated[float, Query(ge=0, le=2, description="below 1: less varied, more usual")]
+
+
+class ClipQuery(BaseModel):
+    """What a clip's address says behind its question mark; what is misspelt is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    class_name: str | None = Field(
+        None, alias="class", description="left out, and no text: the seed's choice"
+    )
+    text: str | None = Field(
+        None, max_length=1000, description="what it shows, for a model of text"
+    )
+    frames: int | None = Field(None, ge=1, le=FRAMES, description="for models of any_length")
+    fps: float | None = Field(
+        None, ge=1, le=240, description="frames per second, for models of any_length"
+    )
+    truncation: float = Field(1.0, ge=0, le=2, description="below 1: less varied, more usual")
+    format: Format | None = Field(
+        None, description="av1 is WebM, png a contact sheet; else by Accept"
+    )
+    scale: int = Field(1, ge=1, le=SCALE, description="enlarges all but png and npy")
+
 
 MADE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -82,42 +101,32 @@ def clip_routes(models: AnyModels) -> APIRouter:
         request: Request,
         name: ModelName,
         seed: Annotated[int, Path(ge=0, lt=SEEDS)],
-        class_name: Annotated[
-            str | None, Query(alias="class", description="left out, and no text: the seed's choice")
-        ] = None,
-        text: Annotated[
-            str | None, Query(max_length=1000, description="what it shows, for a model of text")
-        ] = None,
-        frames: Frames = None,
-        fps: Rate = None,
-        truncation: Truncation = 1.0,
-        format: Annotated[
-            Format | None, Query(description="av1 is WebM, png a contact sheet; else by Accept")
-        ] = None,
-        scale: Annotated[
-            int, Query(ge=1, le=SCALE, description="enlarges all but png and npy")
-        ] = 1,
+        query: Annotated[ClipQuery, Query()],
         accept: Annotated[str | None, Header()] = None,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
         """One clip: the same address gives the same clip, for ever where it has a digest."""
         served = await models.resolve(name)
         if name != served.digest:
-            query = f"?{request.url.query}" if request.url.query else ""
+            asked = f"?{request.url.query}" if request.url.query else ""
             # Relative, so that it holds behind any prefix.
-            place = f"../../{served.digest}/clips/{seed}{query}"
+            place = f"../../{served.digest}/clips/{seed}{asked}"
             return RedirectResponse(place, headers={"Cache-Control": "no-cache"})
-        chosen = format or accepted(accept)
+        chosen = query.format or accepted(accept)
         if chosen is None:
             known = ", ".join(dict.fromkeys(m.split(";")[0] for m in video.MEDIA_TYPES.values()))
             raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"there are {known}")
         generator = served.generator
-        label = class_of(generator, seed, class_name, text)
-        times = generator.times(frames, fps)
+        label = class_of(generator, seed, query.class_name, query.text)
+        times = generator.times(query.frames, query.fps)
         ask = Ask(
-            seed, label, text or None, truncation=truncation, times=tuple(times) if times else None
+            seed,
+            label,
+            query.text or None,
+            truncation=query.truncation,
+            times=tuple(times) if times else None,
         )
-        rate = fps or generator.fps
+        rate, scale = query.fps or generator.fps, query.scale
         streamed = chosen == "mp4" and times is not None and len(times) > PIECE
         if not streamed:
             refuse_large(generator, 1, times, scale, chosen)
@@ -127,7 +136,7 @@ def clip_routes(models: AnyModels) -> APIRouter:
             "Cache-Control": FOREVER,
             "ETag": etag,
         }
-        if format is None:
+        if query.format is None:
             headers["Vary"] = "Accept"
         if if_none_match is not None and (etag in if_none_match or if_none_match == "*"):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
@@ -139,11 +148,8 @@ def clip_routes(models: AnyModels) -> APIRouter:
             parts = source.stream(await source.point(ask), rate, scale)
             return StreamingResponse(parts, media_type=media_type, headers=headers)
         source.admit(1)
-        drawn = await source.draw(ask)
-        data = await source.encode(
-            [drawn.clip_THWC], chosen, rate, [caption(generator, ask)], scale
-        )
-        headers["X-Raygen-Batch"] = str(drawn.batch)
+        data, batch = await source.file(ask, chosen, rate, caption(generator, ask), scale)
+        headers["X-Raygen-Batch"] = str(batch)
         return Response(data, media_type=media_type, headers=headers)
 
     return routes

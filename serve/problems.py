@@ -65,7 +65,8 @@ async def _bad_request(request: Request, error: Exception) -> Response:
     where = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body"))
     got = repr(first["input"])
     got = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
-    detail = f"{where or 'body'}: {first['msg']} (got {got})"
+    wrong = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    detail = f"{where or 'body'}: {wrong} (got {got})"
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
 
 

@@ -196,6 +196,7 @@ def test_picture_formats(client: httpx.Client, format: str, media_type: str) -> 
         ("-1", {}, 422, "seed: Input should be greater than or equal to 0"),
         ("0", {"format": "avi"}, 422, "'webp', 'gif', 'png' or 'npy'"),
         ("0", {"scale": "9"}, 422, "scale"),
+        ("0", {"clas": "wave"}, 422, "clas: there is no such field"),
     ],
 )
 def test_bad_requests_are_problem_documents(
