@@ -51,6 +51,13 @@ def spherical(first_D: Tensor, last_D: Tensor, share_N: Tensor) -> Tensor:
     return (from_N1 * first_D + to_N1 * last_D) / torch.sin(angle)
 
 
+def at_once(device: torch.device) -> int:
+    """How many clips go through the network together where nothing else is said."""
+    # Kernels round differently at different batch sizes, so there is only one size. A GPU fills
+    # it up with repeats; on a CPU larger batches gain little or nothing.
+    return 1 if device.type == "cpu" else 8
+
+
 @torch.inference_mode()
 def generate(
     generator: nn.Module,
@@ -67,9 +74,7 @@ def generate(
     trained rate, for a `raygen.models.Timed` generator alone: those frames instead of the trained.
     `size`: how many go through the network at once, fewer being filled up with repeats.
     """
-    # Kernels round differently at different batch sizes, so there is only one size. A GPU fills
-    # it up with repeats; on a CPU larger batches gain little or nothing.
-    batch = size or (1 if device.type == "cpu" else 8)
+    batch = size or at_once(device)
     dtype = next(generator.parameters()).dtype
     asked = {} if times is None else {"times": times}
     clips = []

@@ -122,10 +122,8 @@ class Drawer:
         # Sizes were found alike at the trained length alone; another is drawn by itself.
         timed = [row for row, point in enumerate(points) if point.times is not None]
         sizes = self.drawing.sizes
-        if not sizes:
-            yield from (([row], None) for row in range(len(points)))
-            return
-        yield from (([row], 1) for row in timed)
+        yield from (([row], 1 if sizes else None) for row in timed)
+        sizes = sizes or (sampling.at_once(self.generator.device),)
         for embedded in (False, True):
             rows = [
                 row

@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,18 @@ def test_files_that_wait_to_be_encoded_count_as_well(tmp_path: Path) -> None:
         source.admit(1)
 
     asyncio.run(main())
+
+
+def test_a_gpu_has_a_batch_at_once(tmp_path: Path) -> None:
+    made = generator(tmp_path)
+    asked = points(made, range(11))
+    asked[4] = asked[4]._replace(times=(0.0, 1.0))
+    there = Drawer(replace(made, device=torch.device("cuda")), parse("plain"))
+    assert list(there._plan(asked)) == [
+        ([4], None),
+        ([0, 1, 2, 3, 5, 6, 7, 8], 8),
+        ([9, 10], 8),
+    ]
 
 
 @pytest.mark.parametrize("drawing", ["plain", "float32 batch=1,8 threads=1"])

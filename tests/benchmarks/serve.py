@@ -52,7 +52,7 @@ FORMATS = ("npy", "mp4")
 SEEDS = itertools.count(1)
 ROUNDS = 3  # of each load
 START_S = 600.0  # a busy machine is slow, not broken
-HOUSEKEEPING = ("raylet", "gcs_server", "ServeController", "agent", "monitor", "log_monitor")
+ROLES = ("ServeReplica", "ProxyActor", "haproxy")  # of processes, by their names
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -222,11 +222,11 @@ def measured(
 ) -> Load:
     """So many clips, asked for by so many clients at once, each waiting for its own."""
     ask(server, port, clients, format, 2 * clients, SEEDS)
-    before = cpu_of(process)
+    before = cpu_of(process, server)
     start = time.monotonic()
     answers = ask(server, port, clients, format, clips, SEEDS)
     wall_s = time.monotonic() - start
-    after = cpu_of(process)
+    after = cpu_of(process, server)
     cpu_s, other_s = (after[part] - before[part] for part in range(2))
     batches = [batch for _, batch in answers if batch]
     mean = len(batches) / sum(1 / batch for batch in batches) if batches else 0.0
@@ -275,21 +275,23 @@ def ask(
     return answers
 
 
-def cpu_of(process: psutil.Process) -> tuple[float, float]:
+def cpu_of(process: psutil.Process, server: str) -> tuple[float, float]:
     """CPU seconds of what requests pass, and of the rest of the tree."""
-    passed = other = 0.0
+    seconds: dict[str, float] = {"": 0.0}
     for each in [process, *process.children(recursive=True)]:
         try:
-            times, line = each.cpu_times(), " ".join(each.cmdline())
+            times, words = each.cpu_times(), each.cmdline()
         except psutil.NoSuchProcess:
             continue
-        ray = "ray" in line and "ray::ServeReplica" not in line and "ProxyActor" not in line
-        housekeeping = any(name in line for name in HOUSEKEEPING)
-        if housekeeping or (ray and "haproxy" not in line):
-            other += times.user + times.system
-        else:
-            passed += times.user + times.system
-    return passed, other
+        role = next((role for role in ROLES if role in Path(words[0]).name), "") if words else ""
+        seconds[role] = seconds.get(role, 0.0) + times.user + times.system
+    total = sum(seconds.values())
+    if server != "raygen":
+        return total, 0.0
+    # HAProxy asks replicas itself; Ray's own proxy then waits for what no replica answers.
+    proxy = "haproxy" if "haproxy" in seconds else "ProxyActor"
+    passed = seconds.get("ServeReplica", 0.0) + seconds.get(proxy, 0.0)
+    return passed, total - passed
 
 
 def _answers(server: str, port: int) -> bool:
