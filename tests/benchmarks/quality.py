@@ -4,9 +4,9 @@
 
 Each family and seed trains in a process of its own, one thread, without Ray, until it has used
 `--minutes` of CPU time, as one rank of the very pair that `raygen train` spreads; two at a time.
-A family trains with the preset of its name, or with `tiny` where there is none. One judge, which
-knows takes that show the same (mirrored ones) and holds them out together, judges them all. `real`
-is one half of the real videos judged against the other as if it had been generated. Without
+A family trains with the preset of its name, or with `--preset` where there is none. One judge,
+which knows takes that show the same (mirrored ones) and holds them out together, judges them all.
+`real` is one half of the real videos judged against the other as if it had been generated. Without
 --clips, raygen renders moving shapes. With --keep FOLDER what was trained is kept, and the same
 command goes on where it was cut short.
 """
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=16.0, help="frames a second of a clip (16)")
     parser.add_argument("--minutes", type=float, default=2.0, help="CPU time of each training (2)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each family (1)")
+    parser.add_argument("--preset", default="tiny", help="what families train with (tiny)")
     parser.add_argument("--families", help="comma-separated (all)")
     parser.add_argument("--json", type=Path, help="the default family's figures, one flat object")
     parser.add_argument("--sheets", type=Path, help="where contact sheets and mp4 go")
@@ -65,18 +66,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         kind, seed = arguments.child
-        config = config_of(kind, int(seed), arguments.overrides)
+        config = config_of(arguments.preset, kind, int(seed), arguments.overrides)
         train(arguments.keep, config, arguments.minutes)
         return
     chosen = arguments.families.split(",") if arguments.families else list(families())
     with tempfile.TemporaryDirectory() as scratch:
         kept = arguments.keep or Path(scratch)
         kept.mkdir(parents=True, exist_ok=True)
-        catalogue, config = prepare(kept, arguments.clips, arguments.fps)
+        catalogue, config = prepare(kept, arguments.preset, arguments.clips, arguments.fps)
         jobs = [(kind, seed) for kind in chosen for seed in range(arguments.seeds)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            each = [(kept, *job, arguments.minutes, arguments.overrides) for job in jobs]
-            list(pool.map(start, *zip(*each, strict=True)))
+            own = (arguments.preset, arguments.minutes, arguments.overrides)
+            list(pool.map(lambda job: start(kept, job, *own), jobs))
         console.print("judging")
         judge = Judge(
             *real_clips(catalogue, config), catalogue.classes, config.evaluate, config.seed
@@ -93,16 +94,17 @@ def main() -> None:
     console.print(table(results, steps))
     console.print(controls(results[REAL][0]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures(results), indent=2) + "\n")
+        flat = figures(results, Config.load(arguments.preset).model.kind)
+        arguments.json.write_text(json.dumps(flat, indent=2) + "\n")
 
 
-def prepare(kept: Path, folder: str | None, fps: float) -> tuple[Catalogue, Config]:
+def prepare(kept: Path, preset: str, folder: str | None, fps: float) -> tuple[Catalogue, Config]:
     """The videos' catalogue and the judge's config; what the children train on, in `kept`."""
     if folder is None:
         folder = str(kept / "shapes")
         if not Path(folder).is_dir():
             synthetic.synthesize(folder, synthetic.class_names(CLASSES), PER_CLASS, seed=0)
-    config = Config.load("tiny", {"data.fps": fps})
+    config = Config.load(preset, {"data.fps": fps})
     catalogue = usable(folder, config)
     place = kept / "clips.npz"
     if not place.is_file():
@@ -113,11 +115,15 @@ def prepare(kept: Path, folder: str | None, fps: float) -> tuple[Catalogue, Conf
     return catalogue, config
 
 
-def start(kept: Path, kind: str, seed: int, minutes: float, overrides: Sequence[str]) -> None:
-    """Trains in a child process, or finds that this was done."""
+def start(
+    kept: Path, job: tuple[str, int], preset: str, minutes: float, overrides: Sequence[str]
+) -> None:
+    """Trains a kind and a seed in a child process, or finds that this was done."""
+    kind, seed = job
     if result(kept, kind, seed).is_file():
         return
     arguments = ["--child", kind, str(seed), "--minutes", str(minutes), "--keep", str(kept)]
+    arguments += ["--preset", preset]
     command = [sys.executable, "-m", "tests.benchmarks.quality", *overrides, *arguments]
     log = kept / f"{kind}-{seed}.log"
     with log.open("wb") as file:
@@ -134,10 +140,10 @@ def result(kept: Path, kind: str, seed: int) -> Path:
     return kept / f"{kind}-{seed}.npz"
 
 
-def config_of(kind: str, seed: int, overrides: Sequence[str] = ()) -> Config:
-    preset = kind if kind in presets() else "tiny"
+def config_of(preset: str, kind: str, seed: int, overrides: Sequence[str] = ()) -> Config:
     own = {"model.kind": kind, "seed": seed, "train.zero_stage": 0}
-    return Config.parse(Config.load(preset, own).dump(), overrides)
+    named = kind if kind in presets() else preset
+    return Config.parse(Config.load(named, own).dump(), overrides)
 
 
 def train(kept: Path, config: Config, minutes: float) -> None:
@@ -246,9 +252,9 @@ def middle(evaluations: Sequence[Evaluation], key: str) -> float:
     return statistics.median(values)
 
 
-def figures(results: Mapping[str, list[Evaluation]]) -> dict[str, float]:
+def figures(results: Mapping[str, list[Evaluation]], default_kind: str) -> dict[str, float]:
     """Of the default family: the median of the seeds, and their `_min` and `_max`."""
-    default = results[Config.load("tiny").model.kind]
+    default = results[default_kind]
     real = results[REAL][0]
     values = {
         "frechet_over_real": [each.frechet / real.frechet for each in default],
