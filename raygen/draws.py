@@ -58,7 +58,7 @@ class CriticDraws:
     noise_B2: a seed for each clip, real and fake, of the finite-difference penalty's noise; the
     noise itself is as large as the clips and is drawn where they are. dropped_BK: bool, kinds of
     conditions (as in config.KINDS) that are left out; None where none ever is. low: of a stage of
-    super-resolution alone. crossing: of texts, where any are crossed.
+    super-resolution alone.
     """
 
     z_BD: Tensor
@@ -67,14 +67,12 @@ class CriticDraws:
     noise_B2: Tensor
     dropped_BK: Tensor | None
     low: Degradation | None
-    crossing: Crossing | None
 
     def __getitem__(self, rows: slice) -> CriticDraws:
         return CriticDraws(
             *(self.z_BD[rows], self.real[rows], self.fake[rows], self.noise_B2[rows]),
             dropped_BK=None if self.dropped_BK is None else self.dropped_BK[rows],
             low=self.low and self.low[rows],
-            crossing=self.crossing and self.crossing[rows],
         )
 
 
@@ -82,7 +80,7 @@ class CriticDraws:
 class GeneratorDraws:
     """For one step of the generator: latents, and what the critic is shown of either side.
 
-    dropped_BK, low and crossing as of the critic.
+    dropped_BK and low as of the critic. crossing: of texts, where any are crossed.
     """
 
     z_BD: Tensor
@@ -153,7 +151,6 @@ class Draws:
                 seeds(rng(5, turn)),
                 dropped(rng(6, turn)),
                 low(rng(0, _LOW + turn)),
-                crossing(rng(2, _LOW + turn)),
             )[rows]
             for turn in range(config.loss.critic_steps)
         )

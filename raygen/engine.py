@@ -121,9 +121,8 @@ class Pair:
             # the mean over real and fake is that of R1 and R2, hence gamma and not gamma / 2.
             lazily = config.loss.penalty_every if number % config.loss.penalty_every == 0 else 0
             with turn(self.critic, against=self.generator) as (critic, generate):
-                for x_BCTHW, given_B, draw in self._micro_batches(batch, drawn):
-                    asked_B, y_B = _crossed(given_B, heard_K, draw.crossing)
-                    fake_BCTHW = generate(self._input(draw.z_BD), asked_B)
+                for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
+                    fake_BCTHW = generate(self._input(draw.z_BD), y_B)
                     # What was made from a small clip is moved as the real one and that clip are.
                     other = draw.fake if draw.low is None else draw.real
                     real_logit_B, fake_logit_B, penalty, entered_BC = self._scored(
@@ -134,7 +133,7 @@ class Pair:
                         draw,
                         penalised=gamma * lazily > 0,
                     )
-                    contrast = self._contrast(critic, entered_BC, given_B, others_K)
+                    contrast = self._contrast(critic, entered_BC, y_B, others_K)
                     logits = real_logit_B, fake_logit_B
                     terms = objective.critic(*logits, penalty, gamma * lazily, contrast)
                     critic.minimise(total(terms))

@@ -228,9 +228,8 @@ class PlainPair:
         measured: dict[str, list[Tensor]],
     ) -> Tensor:
         config, critic, given = self.config, self.critic, y
-        asked, y = self._crossed(y, drawn.crossing)
         with torch.no_grad():
-            made = self.generator(drawn.z_BD.to(self.device), asked)
+            made = self.generator(drawn.z_BD.to(self.device), y)
         fake = augment.apply(
             made, drawn.fake if drawn.low is None else drawn.real, self.probability
         )
