@@ -148,8 +148,11 @@ def clip_routes(models: AnyModels) -> APIRouter:
             parts = source.stream(await source.point(ask), rate, scale)
             return StreamingResponse(parts, media_type=media_type, headers=headers)
         source.admit(1)
-        data, batch = await source.file(ask, chosen, rate, caption(generator, ask), scale)
-        headers["X-Raygen-Batch"] = str(batch)
+        drawn = await source.draw(ask)
+        data = await source.encode(
+            [drawn.clip_THWC], chosen, rate, [caption(generator, ask)], scale
+        )
+        headers["X-Raygen-Batch"] = str(drawn.batch)
         return Response(data, media_type=media_type, headers=headers)
 
     return routes

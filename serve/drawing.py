@@ -96,12 +96,6 @@ class Drawer:
         if drawing.channels_last:
             _lay_out(self._module)
 
-    @property
-    def on_one_core(self) -> bool:
-        """Whether drawing keeps a core busy, and one alone."""
-        threads = self.drawing.threads if self.drawing.sizes else torch.get_num_threads()
-        return self.generator.device.type == "cpu" and threads == 1
-
     def __call__(self, points: Sequence[Point]) -> Iterator[tuple[list[int], Clips]]:
         """Clips [N,T,H,W,3] as they are made, and which of the points they are."""
         if self.drawing.sizes:

@@ -3,12 +3,9 @@
     source = ClipSource(load_generator(export))
     drawn = await source.draw(Ask(seed=7, label=0))         # .clip_THWC, uint8, and its batch
     data = await source.encode([drawn.clip_THWC], "mp4", fps=16)
-    data, batch = await source.file(Ask(seed=7, label=0), "mp4", fps=16)    # both at once
 
 One deployment holds everything: a second one for encoding would cost more in passing clips between
-processes than the encoding itself. A replica that draws on one core encodes what is quickly encoded
-in the thread that has drawn it: with another thread for that, an mp4 took a fifth more CPU, as the
-two wait for each other's interpreter. One that draws on a GPU or on several cores encodes beside.
+processes than the encoding itself.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ from serve.drawing import MAX_BATCH, Point, choose
 ENCODERS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
 COPIED = 1 << 20  # bytes at most that are copied between two requests
-QUICK = ("mp4", "npy")  # formats that take far less than drawing does
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
 
 
@@ -75,18 +71,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A clip [T,H,W,3] and how many were drawn with it; `file`, where that was asked for."""
+    """A clip [T,H,W,3] and how many were drawn with it."""
 
     clip_THWC: video.Clips
     batch: int
-    file: bytes = b""
 
 
 @dataclass(frozen=True)
 class _Waiting:
     point: Point
     since: float
-    encode: Callable[[Sequence[video.Clips]], bytes] | None = None
 
 
 class ClipSource:
@@ -173,18 +167,6 @@ class ClipSource:
             return drawn[0]
         return Drawn(np.concatenate([piece.clip_THWC for piece in drawn]), drawn[0].batch)
 
-    async def file(
-        self, ask: Ask, format: str, fps: float, label: str = "", scale: int = 1
-    ) -> tuple[bytes, int]:
-        """One clip as a file (see `encode`), and how many were drawn with it."""
-        point = await self.point(ask)
-        if self._drawer.on_one_core and format in QUICK and len(_pieces(point)) == 1:
-            encode = partial(self._file, format=format, fps=fps, labels=[label], scale=scale)
-            drawn = await self._draw(_Waiting(point, time.monotonic(), encode))
-            return drawn.file, drawn.batch
-        drawn = await self.draw_point(point)
-        return await self.encode([drawn.clip_THWC], format, fps, [label], scale), drawn.batch
-
     async def encode(
         self,
         clips: Sequence[video.Clips],
@@ -196,34 +178,30 @@ class ClipSource:
         """The clips [T,H,W,3] in one file; see `video.encode`. Made in a thread, unless it is small
         and no more than a copy, which takes less than another thread does to wake up.
         """
-        if format == "npy" and sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
-            return self._file(clips, format, fps, labels, scale)
-        make = partial(self._file, clips, format, fps, labels, scale)
-        self._files += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoders, make)
-        finally:
-            self._files -= 1
-
-    def _file(
-        self,
-        clips: Sequence[video.Clips],
-        format: str,
-        fps: float,
-        labels: Sequence[str],
-        scale: int,
-    ) -> bytes:
         start = time.monotonic()
-        clips_NTHWC = clips[0][None] if len(clips) == 1 else np.stack(clips)
-        if self.watermark and format not in ("npy", "png"):
-            # One mark for the whole of a grid, where a detector looks for it.
-            clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
-        data = video.encode(clips_NTHWC, format, fps, labels, scale)
-        if self.signer is not None and format == "mp4":
-            data = self.signer.sign(data, self.generator.name, self.generator.digest)
-        seconds = time.monotonic() - start
-        self._file_s = _mean(self._file_s, seconds)
-        metrics.encoded(self.generator.name, format, seconds)
+
+        def encode() -> tuple[bytes, float]:
+            begun = time.monotonic()
+            clips_NTHWC = clips[0][None] if len(clips) == 1 else np.stack(clips)
+            if self.watermark and format not in ("npy", "png"):
+                # One mark for the whole of a grid, where a detector looks for it.
+                clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
+            data = video.encode(clips_NTHWC, format, fps, labels, scale)
+            if self.signer is not None and format == "mp4":
+                data = self.signer.sign(data, self.generator.name, self.generator.digest)
+            return data, time.monotonic() - begun
+
+        if format == "npy" and sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
+            data, _ = encode()
+        else:
+            self._files += 1
+            try:
+                loop = asyncio.get_running_loop()
+                data, seconds = await loop.run_in_executor(self._encoders, encode)
+            finally:
+                self._files -= 1
+            self._file_s = _mean(self._file_s, seconds)
+        metrics.encoded(self.generator.name, format, time.monotonic() - start)
         return data
 
     async def stream(self, point: Point, fps: float, scale: int) -> AsyncIterator[bytes]:
@@ -255,17 +233,11 @@ class ClipSource:
         self._encoders.shutdown(wait=False)
 
     def _generate(self, requests: Sequence[_Waiting]) -> Iterator[tuple[int, Drawn]]:
-        start, encoding_s = time.monotonic(), 0.0
+        start = time.monotonic()
         name, batch = self.generator.name, len(requests)
         for rows, clips_NTHWC in self._drawer([request.point for request in requests]):
             for row, clip_THWC in zip(rows, clips_NTHWC, strict=True):
-                file, encode = b"", requests[row].encode
-                if encode is not None:
-                    drawn = time.monotonic()
-                    file = encode([clip_THWC])
-                    encoding_s += time.monotonic() - drawn
-                yield row, Drawn(clip_THWC, batch, file)
+                yield row, Drawn(clip_THWC, batch)
         seconds = time.monotonic() - start
         self._clip_s = _mean(self._clip_s, seconds / batch)
-        queued_s = [start - request.since for request in requests]
-        metrics.drew(name, batch, seconds - encoding_s, queued_s)
+        metrics.drew(name, batch, seconds, [start - request.since for request in requests])

@@ -57,7 +57,7 @@ def drew(model: str, batch: int, seconds: float, queued_s: Sequence[float]) -> N
 
 
 def encoded(model: str, format: str, seconds: float) -> None:
-    """A file was made."""
+    """A file was made, the wait for a thread included."""
     tags = {"model": model, "format": format}
     encoding = _histogram("encoding_seconds", "Of a file.", SECONDS, "model", "format")
     encoding.observe(seconds, tags)

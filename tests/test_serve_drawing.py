@@ -1,13 +1,11 @@
 """However a replica draws, a clip is the same in any company; and what waits is bounded."""
 
 import asyncio
-import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -219,43 +217,3 @@ def test_a_gpu_has_a_batch_at_once(tmp_path: Path) -> None:
         ([0, 1, 2, 3, 5, 6, 7, 8], 8),
         ([9, 10], 8),
     ]
-
-
-@pytest.mark.parametrize("drawing", ["plain", "float32 batch=1,8 threads=1"])
-@pytest.mark.parametrize("format", ["mp4", "npy", "gif"])
-def test_files_are_the_same_whichever_thread_makes_them(
-    tmp_path: Path, drawing: str, format: str
-) -> None:
-    source = ClipSource(generator(tmp_path), drawing, watermark=True)
-    threads: list[str] = []
-    make = source._file
-
-    def noted(*args: Any, **more: Any) -> bytes:
-        threads.append(threading.current_thread().name)
-        return make(*args, **more)
-
-    source._file = noted  # type: ignore[method-assign]
-
-    async def main() -> None:
-        asks = [Ask(seed, seed % 2) for seed in range(5)]
-        files = await asyncio.gather(*(source.file(ask, format, 12.5, scale=2) for ask in asks))
-        quick = {name.split("_")[0] for name in threads}
-        assert quick == {"encoder" if format == "gif" else "generator"}
-        for ask, (data, batch) in zip(asks, files, strict=True):
-            clip_THWC = (await source.draw(ask)).clip_THWC
-            assert data == await source.encode([clip_THWC], format, 12.5, scale=2)
-            assert 1 <= batch <= 5
-
-    asyncio.run(main())
-
-
-def test_files_are_made_beside_what_several_cores_draw(tmp_path: Path) -> None:
-    source = ClipSource(generator(tmp_path), "float32 batch=1,8 threads=2")
-    assert not source._drawer.on_one_core
-
-    async def main() -> None:
-        data, _ = await source.file(Ask(3, 1), "npy", 12.5)
-        (clip_THWC,) = np.load(io.BytesIO(data))
-        assert np.array_equal(clip_THWC, (await source.draw(Ask(3, 1))).clip_THWC)
-
-    asyncio.run(main())
