@@ -1,6 +1,7 @@
 """What was encoded is decoded again: by PyAV, Pillow and numpy."""
 
 import io
+import os
 from pathlib import Path
 
 import av
@@ -66,6 +67,13 @@ def test_no_frame_looks_into_the_next(H: int, W: int) -> None:
     clip_THWC = np.broadcast_to(grey_T[:, None, None, None], (len(grey_T), H, W, 3))
     decoded_THWC = decode(video.encode_mp4(clip_THWC, 16, crf=4)).astype(int)
     assert np.abs(decoded_THWC - clip_THWC).max() <= 3
+
+
+def test_av1_leaves_its_thread_as_it_was() -> None:
+    """SVT-AV1 would make it a real-time one where this runs as root."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    video.encode(np.zeros((1, 4, 64, 64, 3), np.uint8), "av1", 16)
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
 
 
 @pytest.mark.parametrize(("format", "codec"), [("webm", "vp9"), ("av1", "libdav1d")])
