@@ -122,6 +122,7 @@ class Pair:
             lazily = config.loss.penalty_every if number % config.loss.penalty_every == 0 else 0
             with turn(self.critic, against=self.generator) as (critic, generate):
                 for x_BCTHW, y_B, draw in self._micro_batches(batch, drawn):
+                    # Not of crossed texts: it would learn that what they combine is never real.
                     fake_BCTHW = generate(self._input(draw.z_BD), y_B)
                     # What was made from a small clip is moved as the real one and that clip are.
                     other = draw.fake if draw.low is None else draw.real

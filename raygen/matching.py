@@ -125,9 +125,8 @@ class Crossing:
 
         Some texts are the first words of one caption and what follows those of another (one-point
         crossover), and nothing else is asked for then. As no real clip shows them, the critic is
-        told nothing of these clips, but for `contrast`, and never learns from them: it would learn
-        that such combinations are not real. Token ids only; as it is, both times, where nothing is
-        remembered or a text is not given.
+        told nothing of these clips, but for `contrast`. Token ids only; as it is, both times,
+        where nothing is remembered or a text is not given.
         """
         if others_K is None or y_B.text is None or others_K.text is None:
             return y_B, y_B

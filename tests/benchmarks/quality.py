@@ -141,8 +141,9 @@ def result(kept: Path, kind: str, seed: int) -> Path:
 
 
 def config_of(preset: str, kind: str, seed: int, overrides: Sequence[str] = ()) -> Config:
+    data, named = Config.load(preset).data, kind if kind in presets() else preset
     own = {"model.kind": kind, "seed": seed, "train.zero_stage": 0}
-    named = kind if kind in presets() else preset
+    own |= {"data.frames": data.frames, "data.size": data.size}
     return Config.parse(Config.load(named, own).dump(), overrides)
 
 
