@@ -173,6 +173,9 @@ class WandB:
     def close(self) -> None:
         """Flushes; the tracker takes nothing more."""
         self._run.finish()
+        # `finish` only asks W&B's process to write its file to the end; this waits for it, before
+        # Ray ends that process with the worker's.
+        self._wandb.teardown()
 
 
 class MLflow:
