@@ -21,9 +21,13 @@ from raygen.train import fit
 
 
 class Nodes:
-    """A head that runs no training, and worker nodes of one CPU each; use from the main thread."""
+    """A head that runs no training, and worker nodes of one CPU each; use from the main thread.
 
-    def __init__(self, count: int) -> None:
+    `labels`: of each worker node.
+    """
+
+    def __init__(self, count: int, labels: dict[str, str] | None = None) -> None:
+        self._labels = labels or {}
         # Ray's own: without it `Cluster` and raylets of other tests look alike.
         Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").mkdir(parents=True, exist_ok=True)
         self._cluster = Cluster(
@@ -41,7 +45,7 @@ class Nodes:
 
     def add(self) -> Any:
         """Another worker node."""
-        return self._cluster.add_node(num_cpus=1)
+        return self._cluster.add_node(num_cpus=1, labels=self._labels)
 
     def kill(self, node: Any) -> None:
         """The raylet and everything that runs on it at once, as when the machine is gone."""
@@ -49,6 +53,13 @@ class Nodes:
         for process in [raylet, *raylet.children(recursive=True)]:
             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def replace_lost(self) -> None:
+        """As an autoscaler does: another worker node for each that has ended by itself."""
+        for node in list(self._cluster.worker_nodes):
+            if not node.remaining_processes_alive():
+                self._cluster.remove_node(node, allow_graceful=False)
+                self.add()
 
     def drain(self, node: Any, seconds: float) -> None:
         """The notice that a spot node gets, with a deadline in `seconds`."""
