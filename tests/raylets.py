@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -80,8 +81,12 @@ class Nodes:
 
     def trainers(self, node: Any) -> list[psutil.Process]:
         """The processes of training workers on a node."""
-        children = self.raylet(node).children(recursive=True)
-        return [process for process in children if "RayTrainWorker" in " ".join(process.cmdline())]
+        found = []
+        for process in self.raylet(node).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def close(self) -> None:
         """Ends it."""
