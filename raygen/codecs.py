@@ -8,6 +8,7 @@ Shapes: T frames, H height, W width, C = 3 (RGB, uint8, 0 to 255).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -120,16 +121,21 @@ def encode_av1(clip_THWC: Clips, fps: float, crf: int = 30) -> bytes:
     Sizes as in `encode_mp4`, and at least 64 pixels, which SVT-AV1 asks for: repeated at the edge.
     """
     os.environ.setdefault("SVT_LOG", "1")  # errors alone, and not every setting of each file
-    # As root, SVT-AV1 makes the thread that calls it a real-time one, before which all others wait.
+    options = {"crf": str(crf), "preset": "10", "svtav1-params": "lp=1"}
+    with ordinary_thread():
+        return _webm(clip_THWC, fps, "libsvtav1", options, least=64)
+
+
+@contextlib.contextmanager
+def ordinary_thread() -> Iterator[None]:
+    """Leaves the calling thread's scheduling as it was.
+
+    As root, SVT-AV1 makes the thread that calls it a real-time one, before which all others wait,
+    and so do the processes that it starts then.
+    """
     policy = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
-        return _webm(
-            clip_THWC,
-            fps,
-            "libsvtav1",
-            {"crf": str(crf), "preset": "10", "svtav1-params": "lp=1"},
-            least=64,
-        )
+        yield
     finally:
         os.sched_setscheduler(0, *policy)
 

@@ -45,6 +45,7 @@ BASE = {
     "loss.gamma": 4.0,
     "loss.gamma_decay": 0.1,
     "loss.roughness": 0.0,
+    "loss.contrast": 0.0,
     "loss.penalty_every": 2,
     "augment.colour": 0.5,
     "augment.cutout": 0.0,

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from raygen.codecs import ordinary_thread
 from raygen.data import decode
 from raygen.data.decode import Clip
 from tests.clips import moving, scenery
@@ -43,7 +44,7 @@ def write(
 ) -> Path:
     """`pts` in sixtieths of a second, by default 25 frames/s in a time base of its own."""
     base = Fraction(1, 60) if pts else Fraction(1, 25)
-    with av.open(str(path), "w") as container:
+    with ordinary_thread(), av.open(str(path), "w") as container:
         added = container.add_stream(codec, rate=60 if pts else 25, options=options)
         stream = cast(av.VideoStream, added)
         stream.width, stream.height, stream.pix_fmt = *size, pixels

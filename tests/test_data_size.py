@@ -175,6 +175,7 @@ def test_a_training_step(kind: str) -> None:
             "augment.translate": 0.2,
             "augment.cutout": 0.3,
             "loss.gamma": 1.0,
+            "loss.contrast": 0.0,
         },
     )
     pair = PlainPair(config, 3, torch.device("cpu"))

@@ -184,4 +184,4 @@ def test_every_critic_says_how_well_conditions_fit(kind: str) -> None:
 )
 def test_crossing_what_cannot_be_is_refused(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Config.load("tiny", overrides)
+        Config.load("tiny", {"loss.contrast": 0.0} | overrides)
