@@ -130,8 +130,8 @@ def encode_av1(clip_THWC: Clips, fps: float, crf: int = 30) -> bytes:
 def ordinary_thread() -> Iterator[None]:
     """Leaves the calling thread's scheduling as it was.
 
-    As root, SVT-AV1 makes the thread that calls it a real-time one, before which all others wait,
-    and so do the processes that it starts then.
+    As root, SVT-AV1 makes the thread that calls it a real-time one, before which all others wait;
+    processes that are started from it inherit that.
     """
     policy = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
