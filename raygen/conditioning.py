@@ -77,8 +77,8 @@ class Conditioner:
         shown = nothing if frames is None else frames
         columns = {"class": labels, "text": read, "image": shown, "vector": held}
         rows = zip(*columns.values(), strict=True)
-        given_BK = torch.tensor([[part is not None for part in row] for row in rows])
-        self._check(given_BK)
+        given = [[part is not None for part in row] for row in rows]
+        self._check(given)
         for vector_V in held:
             if vector_V is not None and len(vector_V) != self.config.vector_dim:
                 raise ConfigError(
@@ -93,18 +93,18 @@ class Conditioner:
             return torch.stack([self._blank[kind] if v is None else v for v in columns[kind]])  # type: ignore[misc]
 
         ids_B = torch.tensor([0 if label is None else label for label in labels])
-        return Condition(given_BK, ids_B, *(filled(kind) for kind in KINDS[1:]))
+        return Condition(torch.tensor(given), ids_B, *(filled(kind) for kind in KINDS[1:]))
 
     def refuse(self, kind: str) -> ConfigError:
         """The answer to a condition of a kind that the networks do not take."""
         known = ", ".join(self.config.kinds)
         return ConfigError(f"this model takes no {kind}; it was trained with {known}", kind)
 
-    def _check(self, given_BK: Tensor) -> None:
+    def _check(self, given: Sequence[Sequence[bool]]) -> None:
         for column, kind in enumerate(KINDS):
-            if kind not in self.config.kinds and bool(given_BK[:, column].any()):
+            if kind not in self.config.kinds and any(row[column] for row in given):
                 raise self.refuse(kind)
-        if not self.config.optional and not bool(given_BK[:, CLASS].all()):
+        if not self.config.optional and not all(row[CLASS] for row in given):
             raise ConfigError("this model always needs a class; it was trained with one", "class")
 
 

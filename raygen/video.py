@@ -172,7 +172,7 @@ def grid(clips_NTHWC: Clips) -> Clips:
 
 def enlarge(clip_THWC: Clips, scale: int) -> Clips:
     """Each pixel repeated `scale` times both ways."""
-    return clip_THWC.repeat(scale, axis=1).repeat(scale, axis=2)
+    return clip_THWC.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else clip_THWC
 
 
 def _durations(frames: int, fps: float, unit_ms: int) -> list[int]:

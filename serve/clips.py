@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -33,6 +33,13 @@ FOREVER = "max-age=31536000, immutable"
 NAME = r"^[\w.@-]+$"
 
 ModelName = Annotated[str, Path(max_length=200, pattern=NAME, description="name, digest, or best")]
+
+
+class ClipPath(BaseModel):
+    """A clip's place."""
+
+    name: str = Field(max_length=200, pattern=NAME, description="name, digest, or best")
+    seed: int = Field(ge=0, lt=SEEDS)
 
 
 class ClipQuery(BaseModel):
@@ -57,6 +64,27 @@ class ClipQuery(BaseModel):
     scale: int = Field(1, ge=1, le=SCALE, description="enlarges all but png and npy")
 
 
+class ClipHeaders(BaseModel):
+    """What of a request's headers matters."""
+
+    accept: str | None = None
+    if_none_match: str | None = Field(None, alias="if-none-match")
+
+
+def _parameters(**models: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's description of what a route reads itself, by where it stands.
+
+    FastAPI would read it as well, but takes as long for that as all the rest of an answer.
+    """
+    found = []
+    for place, model in models.items():
+        schema = model.model_json_schema()
+        for name, what in schema["properties"].items():
+            required = name in schema.get("required", ())
+            found.append({"name": name, "in": place, "required": required, "schema": what})
+    return {"parameters": found}
+
+
 MADE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file. A long mp4 is fragmented, and sent while it is made.",
@@ -71,24 +99,12 @@ def clip_routes(models: AnyModels) -> APIRouter:
     """The routes over these models."""
     routes = APIRouter()
 
-    @routes.get("/v1/models", tags=["models"])
-    async def list_models() -> list[Model]:
-        """What answers here."""
-        return models.cards()
-
-    @routes.get(
-        "/v1/models/{name}",
-        tags=["models"],
-        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
-    )
-    async def one_model(name: ModelName) -> Model:
-        """One model, by name, digest, or as `best`."""
-        return (await models.resolve(name)).card
-
+    # The first of the routes, which are gone through for each request.
     @routes.get(
         "/v1/models/{name}/clips/{seed}",
         tags=["clips"],
         response_class=Response,
+        openapi_extra=_parameters(path=ClipPath, query=ClipQuery, header=ClipHeaders),
         responses=MADE
         | documented(
             HTTPStatus.NOT_FOUND,
@@ -97,25 +113,20 @@ def clip_routes(models: AnyModels) -> APIRouter:
             HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     )
-    async def clip(
-        request: Request,
-        name: ModelName,
-        seed: Annotated[int, Path(ge=0, lt=SEEDS)],
-        query: Annotated[ClipQuery, Query()],
-        accept: Annotated[str | None, Header()] = None,
-        if_none_match: Annotated[str | None, Header()] = None,
-    ) -> Response:
+    async def clip(request: Request) -> Response:
         """One clip: the same address gives the same clip, for ever where it has a digest."""
-        served = await models.resolve(name)
-        if name != served.digest:
+        path = ClipPath.model_validate(request.path_params)
+        query = ClipQuery.model_validate(dict(request.query_params))
+        served, seed = await models.resolve(path.name), path.seed
+        if path.name != served.digest:
             asked = f"?{request.url.query}" if request.url.query else ""
             # Relative, so that it holds behind any prefix.
             place = f"../../{served.digest}/clips/{seed}{asked}"
             return RedirectResponse(place, headers={"Cache-Control": "no-cache"})
-        chosen = query.format or accepted(accept)
+        chosen = query.format or accepted(request.headers.get("accept"))
         if chosen is None:
-            known = ", ".join(dict.fromkeys(m.split(";")[0] for m in video.MEDIA_TYPES.values()))
-            raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"there are {known}")
+            there = ", ".join(dict.fromkeys(m.split(";")[0] for m in video.MEDIA_TYPES.values()))
+            raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"there are {there}")
         generator = served.generator
         label = class_of(generator, seed, query.class_name, query.text)
         times = generator.times(query.frames, query.fps)
@@ -138,7 +149,8 @@ def clip_routes(models: AnyModels) -> APIRouter:
         }
         if query.format is None:
             headers["Vary"] = "Accept"
-        if if_none_match is not None and (etag in if_none_match or if_none_match == "*"):
+        known = request.headers.get("if-none-match")
+        if known is not None and (etag in known or known == "*"):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         headers["Content-Disposition"] = file_name(f"{served.digest}-{seed}", chosen)
         media_type = video.MEDIA_TYPES[chosen]
@@ -154,6 +166,20 @@ def clip_routes(models: AnyModels) -> APIRouter:
         )
         headers["X-Raygen-Batch"] = str(drawn.batch)
         return Response(data, media_type=media_type, headers=headers)
+
+    @routes.get("/v1/models", tags=["models"])
+    async def list_models() -> list[Model]:
+        """What answers here."""
+        return models.cards()
+
+    @routes.get(
+        "/v1/models/{name}",
+        tags=["models"],
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    )
+    async def one_model(name: ModelName) -> Model:
+        """One model, by name, digest, or as `best`."""
+        return (await models.resolve(name)).card
 
     return routes
 

@@ -5,7 +5,7 @@
     data = await source.encode([drawn.clip_THWC], "mp4", fps=16)
 
 One deployment holds everything: a second one for encoding would cost more in passing clips between
-processes than the encoding itself.
+actors than the encoding itself. A process beside it costs little: see serve.encoding.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from raygen.manifest import Signer
 from serve import metrics
 from serve.batcher import Batcher, Result
 from serve.drawing import MAX_BATCH, Point, choose
+from serve.encoding import Encoders, File
 
-# Threads, beside the one that draws: more than there are cores only get in each other's way.
-ENCODERS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))
+CORES = len(os.sched_getaffinity(0))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
 COPIED = 1 << 20  # bytes at most that are copied between two requests
 PIECE = 32  # frames of a long clip that are drawn, encoded and sent at a time
@@ -84,7 +84,7 @@ class _Waiting:
 
 
 class ClipSource:
-    """A generator behind a batcher, and the threads that encode what it draws.
+    """A generator behind a batcher, and the processes that encode what it draws.
 
     Making one takes seconds where `drawing` is "auto": see `serve.drawing`.
     """
@@ -105,16 +105,17 @@ class ClipSource:
         self.clips_per_s = self._drawer.clips_per_s
         self._queue_s = queue_s
         self._clip_s = 1 / self.clips_per_s if self.clips_per_s else 0.0
-        self._files, self._file_s = 0, 0.0  # that are encoded or wait for it, and what one takes
         self._draw = Batcher(self._generate, MAX_BATCH)
-        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
+        # A GPU draws as fast as several of them encode.
+        most = 2 if generator.device.type == "cpu" else MAX_BATCH
+        self._encoders = Encoders(max(1, min(most, CORES - 1)))
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="files")
 
     def admit(self, clips: int) -> None:
         """Raises Overloaded where so many more would wait longer than the queue may last."""
-        wait_s = (self._draw.waiting + clips - 1) * self._clip_s
-        wait_s += self._files * self._file_s / ENCODERS
+        wait_s = (self._draw.waiting + clips - 1) * self._clip_s + self._encoders.wait_s
         # What is asked for alone is drawn, however long it takes.
-        if wait_s > self._queue_s and (self._draw.waiting or self._files > ENCODERS):
+        if wait_s > self._queue_s and (self._draw.waiting or self._encoders.wait_s):
             metrics.refused(self.generator.name)
             raise Overloaded(max(1, math.ceil(wait_s - self._queue_s / 2)))
 
@@ -157,7 +158,7 @@ class ClipSource:
     async def _prepare(self, text: str | None, make: Callable[[], Result]) -> Result:
         # A frozen sentence encoder takes its time; all else is quicker than another thread.
         if text and self.generator.conditions.encoder != "tokens":
-            return await asyncio.get_running_loop().run_in_executor(self._encoders, make)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, make)
         return make()
 
     async def draw_point(self, point: Point) -> Drawn:
@@ -175,32 +176,22 @@ class ClipSource:
         labels: Sequence[str] = (),
         scale: int = 1,
     ) -> bytes:
-        """The clips [T,H,W,3] in one file; see `video.encode`. Made in a thread, unless it is small
-        and no more than a copy, which takes less than another thread does to wake up.
+        """The clips [T,H,W,3] in one file; see `video.encode`. Made by another process, unless it
+        is no more than a copy.
         """
         start = time.monotonic()
-
-        def encode() -> tuple[bytes, float]:
-            begun = time.monotonic()
-            clips_NTHWC = clips[0][None] if len(clips) == 1 else np.stack(clips)
-            if self.watermark and format not in ("npy", "png"):
-                # One mark for the whole of a grid, where a detector looks for it.
-                clips_NTHWC = self._marked(video.grid(clips_NTHWC))[None]
-            data = video.encode(clips_NTHWC, format, fps, labels, scale)
-            if self.signer is not None and format == "mp4":
-                data = self.signer.sign(data, self.generator.name, self.generator.digest)
-            return data, time.monotonic() - begun
-
-        if format == "npy" and sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
-            data, _ = encode()
+        digest = self.generator.digest if self.watermark else ""
+        file = File(clips, format, fps, labels, scale, digest)
+        loop = asyncio.get_running_loop()
+        if format != "npy":
+            data = await self._encoders(file)
+        elif sum(clip_THWC.nbytes for clip_THWC in clips) <= COPIED:
+            data = file.encode()
         else:
-            self._files += 1
-            try:
-                loop = asyncio.get_running_loop()
-                data, seconds = await loop.run_in_executor(self._encoders, encode)
-            finally:
-                self._files -= 1
-            self._file_s = _mean(self._file_s, seconds)
+            data = await loop.run_in_executor(self._threads, file.encode)
+        if self.signer is not None and format == "mp4":
+            name, weights = self.generator.name, self.generator.digest
+            data = await loop.run_in_executor(self._threads, self.signer.sign, data, name, weights)
         metrics.encoded(self.generator.name, format, time.monotonic() - start)
         return data
 
@@ -219,8 +210,8 @@ class ClipSource:
                 if piece is not None:
                     ahead = asyncio.ensure_future(self.draw_point(piece))
                 frames_THWC = video.enlarge(self._marked(drawn.clip_THWC), scale)
-                yield await loop.run_in_executor(self._encoders, writer.add, frames_THWC)
-            yield await loop.run_in_executor(self._encoders, writer.close)
+                yield await loop.run_in_executor(self._threads, writer.add, frames_THWC)
+            yield await loop.run_in_executor(self._threads, writer.close)
         finally:
             ahead.cancel()
 
@@ -230,7 +221,8 @@ class ClipSource:
     def close(self) -> None:
         """Lets the threads go; nothing may be asked for afterwards."""
         self._draw.close()
-        self._encoders.shutdown(wait=False)
+        self._encoders.close()
+        self._threads.shutdown(wait=False)
 
     def _generate(self, requests: Sequence[_Waiting]) -> Iterator[tuple[int, Drawn]]:
         start = time.monotonic()

@@ -11,6 +11,7 @@ request is logged here, neither its body nor its token. Each replica counts for 
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import math
 import os
@@ -203,11 +204,15 @@ def _local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     name = headers.get(b"host", b"localhost").lower()
     name = name[: name.find(b"]") + 1] if name.startswith(b"[") else name.partition(b":")[0]
     server = scope.get("server")
+    return (server is None or _loopback(server[0])) and name in LOCAL_NAMES
+
+
+@functools.lru_cache(64)
+def _loopback(address: str) -> bool:
     try:
-        loopback = server is None or ipaddress.ip_address(server[0]).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
-        loopback = False
-    return loopback and name in LOCAL_NAMES
+        return False
 
 
 def _check_length(headers: dict[bytes, bytes], limit: int) -> None:

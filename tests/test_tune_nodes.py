@@ -76,7 +76,8 @@ def test_nodes_and_drivers_are_killed_and_the_cap_holds(
     assert records is not None
     assert records.best is not None
     spent = book.spending(time.time())
-    assert spent.total <= book.committed <= CAP
+    assert spent.total <= book.committed + 1e-9  # sums of floats
+    assert book.committed <= CAP
     assert {lease.type for lease in book.open.values()} <= {TYPE, "local"}
     assert sum(spent.trials.values()) > 0
     trial, result = records.best

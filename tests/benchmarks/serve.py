@@ -278,12 +278,15 @@ def ask(
 def cpu_of(process: psutil.Process, server: str) -> tuple[float, float]:
     """CPU seconds of what requests pass, and of the rest of the tree."""
     seconds: dict[str, float] = {"": 0.0}
-    for each in [process, *process.children(recursive=True)]:
+    roles: dict[int, str] = {}  # of processes; what one of them starts, as its encoders, has its
+    for each in [process, *process.children(recursive=True)]:  # parents come first
         try:
-            times, words = each.cpu_times(), each.cmdline()
+            times, words, parent = each.cpu_times(), each.cmdline(), each.ppid()
         except psutil.NoSuchProcess:
             continue
-        role = next((role for role in ROLES if role in Path(words[0]).name), "") if words else ""
+        name = Path(words[0]).name if words else ""
+        role = next((role for role in ROLES if role in name), roles.get(parent, ""))
+        roles[each.pid] = role
         seconds[role] = seconds.get(role, 0.0) + times.user + times.system
     total = sum(seconds.values())
     if server != "raygen":
