@@ -9,6 +9,16 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST, _NEVER = 32 << 20, (1 << 31) - 1
 
+ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(_NEVER),
+    "MALLOC_MMAP_THRESHOLD_": str(_LARGEST),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""What `keep` says, for a process to come: its threads have one arena from the first of them on.
+
+Where there are several already, a new thread may get any, and then gives back what it frees.
+"""
+
 
 def keep() -> None:
     """From now on this process keeps what it frees, where its C library is glibc.

@@ -24,6 +24,7 @@ from ray._private.utils import read_ray_address
 from ray.serve import Application
 from starlette.middleware import Middleware
 
+from raygen import heap
 from raygen.data import store
 from raygen.errors import ConfigError, ExportError, RaygenError
 from raygen.export import load_generator
@@ -71,7 +72,11 @@ class AppArgs(SecurityArgs):
     )
 
 
-@serve.deployment(name="clips", max_ongoing_requests=512)
+@serve.deployment(
+    name="clips",
+    max_ongoing_requests=512,
+    ray_actor_options={"runtime_env": {"env_vars": heap.ENVIRONMENT}},
+)
 @serve.ingress()
 class Clips:
     """The replica: HTTP, batcher, generator and encoders in one process."""

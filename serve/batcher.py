@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class _Waiting(NamedTuple, Generic[Item, Result]):
+    item: Item
+    future: asyncio.Future[Result]
 
 
 class Batcher(Generic[Item, Result]):
@@ -28,6 +35,9 @@ class Batcher(Generic[Item, Result]):
     the last one waits for a moment that is short beside it. `run` gives positions and results as it
     makes them, and each is passed on at once. An error of `run` goes to every item of its batch
     that has none yet.
+
+    The thread takes the next batch by itself: were it handed over by the event loop, it would stand
+    still while that answers those who had the last one.
     """
 
     def __init__(
@@ -35,16 +45,13 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._max_batch = max_batch
-        self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generator")
-        self._worker: asyncio.Task[None] | None = None
+        self._queue: queue.SimpleQueue[_Waiting[Item, Result] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="batcher", daemon=True).start()
 
     async def __call__(self, item: Item) -> Result:
         """The result for `item`; a caller that gives up before its turn costs nothing."""
-        if self._worker is None:  # not before a loop runs
-            self._worker = asyncio.create_task(self._work())
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((item, future))
+        self._queue.put(_Waiting(item, future))
         return await future
 
     @property
@@ -53,43 +60,56 @@ class Batcher(Generic[Item, Result]):
         return self._queue.qsize()
 
     def close(self) -> None:
-        """Lets the thread go, after its batch; nothing may be waiting."""
-        if self._worker is not None:
-            self._worker.cancel()
-        self._thread.shutdown(wait=False)
+        """Lets the thread go, after all that waits; nothing may be asked for afterwards."""
+        self._queue.put(None)
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _work(self) -> None:
         last, patience_s = 0, 0.0
-        while True:
-            waiting = [await self._queue.get()]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    while len(waiting) < last:
-                        waiting.append(await self._queue.get())
-            while self._queue.qsize() and len(waiting) < self._max_batch:
-                waiting.append(self._queue.get_nowait())
-            waiting = [(item, future) for item, future in waiting if not future.done()]
-            if not waiting:
+        while batch := self._gathered(last, patience_s):
+            start = time.monotonic()
+            wanted = [waiting for waiting in batch if not waiting.future.done()]
+            if not wanted:
                 continue
-            start = loop.time()
             try:
-                await loop.run_in_executor(self._thread, self._deliver, loop, waiting)
+                for position, result in self._run([waiting.item for waiting in wanted]):
+                    _tell(wanted[position].future, _settle, result)
             except Exception as error:
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-            last, patience_s = len(waiting), min(GATHER_S, GATHER * (loop.time() - start))
+                for waiting in wanted:
+                    _tell(waiting.future, _fail, error)
+            last, patience_s = len(wanted), min(GATHER_S, GATHER * (time.monotonic() - start))
 
-    def _deliver(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        waiting: Sequence[tuple[Item, asyncio.Future[Result]]],
-    ) -> None:
-        for position, result in self._run([item for item, _ in waiting]):
-            loop.call_soon_threadsafe(_settle, waiting[position][1], result)
+    def _gathered(self, last: int, patience_s: float) -> list[_Waiting[Item, Result]]:
+        """The next batch, as large as the last one if that takes a moment; none at the end."""
+        batch: list[_Waiting[Item, Result]] = []
+        deadline = float("inf")
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < self._max_batch:
+                if not batch:
+                    waiting = self._queue.get()
+                    deadline = time.monotonic() + patience_s
+                elif len(batch) < last and (left_s := deadline - time.monotonic()) > 0:
+                    waiting = self._queue.get(timeout=left_s)
+                else:
+                    waiting = self._queue.get_nowait()
+                if waiting is None:
+                    self._queue.put(None)  # for the next time, after this batch
+                    break
+                batch.append(waiting)
+        return batch
+
+
+def _tell(
+    future: asyncio.Future[Result], how: Callable[[asyncio.Future[Result], Any], None], what: Any
+) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+        future.get_loop().call_soon_threadsafe(how, future, what)
 
 
 def _settle(future: asyncio.Future[Result], result: Result) -> None:
     if not future.done():
         future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Result], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

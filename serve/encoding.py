@@ -12,7 +12,6 @@ together, so that the loop wakes up once for all of them.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import math
 import mmap
@@ -23,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -92,21 +91,25 @@ class Encoders:
             batcher.close()
 
     def _encode(self, files: Sequence[File]) -> Iterator[tuple[int, bytes | str]]:
-        child, start = self._pool.get(), time.monotonic()
+        child = self._pool.get()
         try:
             held: list[tuple[int, bytes | str]] = []
-            since = start
-            with contextlib.closing(child.encode(files)) as making:
-                for place, made in enumerate(making):
-                    held.append((place, made))
-                    if time.monotonic() - since >= HELD_S:
-                        yield from held
-                        held, since = [], time.monotonic()
+            since = before = time.monotonic()
+            for place, made in enumerate(child.encode(files)):
+                held.append((place, made))
+                now = time.monotonic()
+                self.file_s, before = lately(self.file_s, now - before), now
+                if now - since >= HELD_S:
+                    yield from held
+                    held, since = [], now
             yield from held
         finally:
             self._pool.put(child)
-        seconds = (time.monotonic() - start) / len(files)
-        self.file_s += (0.1 if self.file_s else 1.0) * (seconds - self.file_s)
+
+
+def lately(before: float, new: float) -> float:
+    """A mean that goes on: over about the last ten; the first is all that is known."""
+    return before + 0.1 * (new - before) if before else new
 
 
 @functools.cache
@@ -127,28 +130,23 @@ class _Child:
         self._memory: mmap.mmap | None = None
         self._start()
 
-    def encode(self, files: Sequence[File]) -> Generator[bytes | str]:
+    def encode(self, files: Sequence[File]) -> Iterator[bytes | str]:
         """Each file as it is made, or why it is not."""
         done, strikes = 0, 0
-        try:
-            while done < len(files):
-                try:
-                    self._send(files[done:])
-                    while done < len(files):
-                        made = pickle.loads(self._pipe.recv_bytes())
-                        done, strikes = done + 1, 0
-                        yield made
-                except (EOFError, ConnectionError):
-                    code = self.end()
-                    self._start()
-                    strikes += 1
-                    if strikes == ATTEMPTS:
-                        done, strikes = done + 1, 0
-                        yield f"the encoder ended over it (exit code {code})"
-        finally:
-            if done < len(files):  # nobody wants the rest, which the child would answer next
-                self.end()
+        while done < len(files):
+            try:
+                self._send(files[done:])
+                while done < len(files):
+                    made = pickle.loads(self._pipe.recv_bytes())
+                    done, strikes = done + 1, 0
+                    yield made
+            except (EOFError, ConnectionError):
+                code = self.end()
                 self._start()
+                strikes += 1
+                if strikes == ATTEMPTS:
+                    done, strikes = done + 1, 0
+                    yield f"the encoder ended over it (exit code {code})"
 
     def _send(self, files: Sequence[File]) -> None:
         nbytes = sum(clip_THWC.nbytes for file in files for clip_THWC in file.clips)

@@ -28,7 +28,7 @@ from raygen.manifest import Signer
 from serve import metrics
 from serve.batcher import Batcher, Result
 from serve.drawing import MAX_BATCH, Point, choose
-from serve.encoding import Encoders, File
+from serve.encoding import Encoders, File, lately
 
 CORES = len(os.sched_getaffinity(0))
 QUEUE_S = 20.0  # work that may wait; what comes then is refused
@@ -50,11 +50,6 @@ def _pieces(point: Point) -> list[Point]:
     if times is None:
         return [point]
     return [point._replace(times=times[at : at + PIECE]) for at in range(0, len(times), PIECE)]
-
-
-def _mean(before: float, new: float) -> float:
-    """Over about the last ten; the first is all that is known."""
-    return before + 0.1 * (new - before) if before else new
 
 
 @dataclass(frozen=True)
@@ -231,5 +226,5 @@ class ClipSource:
             for row, clip_THWC in zip(rows, clips_NTHWC, strict=True):
                 yield row, Drawn(clip_THWC, batch)
         seconds = time.monotonic() - start
-        self._clip_s = _mean(self._clip_s, seconds / batch)
+        self._clip_s = lately(self._clip_s, seconds / batch)
         metrics.drew(name, batch, seconds, [start - request.since for request in requests])

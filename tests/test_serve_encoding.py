@@ -122,11 +122,14 @@ def test_what_cannot_be_made_says_why_and_the_others_are_made(encoders: Encoders
 
 
 def test_files_that_nobody_waits_for_any_more_are_not_the_next_ones(encoders: Encoders) -> None:
-    files = mp4s(clips(3))
-    making = child(encoders).encode(files)
-    assert next(making) == files[0].encode()
-    making.close()
-    assert asyncio.run(encoders(files[2])) == files[2].encode()
+    files = mp4s(clips(20))
+
+    async def leave() -> None:
+        asked = [asyncio.create_task(encoders(file)) for file in files]
+        await asked[0]  # and its loop is closed while the others are made
+
+    asyncio.run(leave())
+    assert asyncio.run(encoders(files[-1])) == files[-1].encode()
 
 
 def test_children_are_shared_and_end_with_their_process() -> None:
