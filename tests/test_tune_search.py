@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raygen.cost.ledger import Ledger
@@ -57,6 +58,24 @@ def wait_for(storage: str, results: int, seconds: float = 900) -> list[Result]:
             return done
         time.sleep(0.2)
     raise AssertionError(f"{storage} has no {results} results")
+
+
+def test_a_search_whose_accountant_is_killed_says_so_in_a_line(
+    shapes: Path, tmp_path: Path
+) -> None:
+    space, log = write_space(tmp_path), tmp_path / "log"
+    driver = start(space, str(tmp_path / "search"), shapes, 0.02, log)
+    deadline = time.monotonic() + 300
+    while "measuring 30 steps" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        if process.name().startswith("ray::Accountant"):
+            process.kill()
+    assert driver.wait(300) == 1, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith("the same command goes on")
 
 
 @pytest.mark.slow

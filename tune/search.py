@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune import Callback, RunConfig, TuneConfig, Tuner, with_resources
 
 from raygen.cost import cap as capped
@@ -29,7 +29,7 @@ from raygen.cost.remote import Remote, start
 from raygen.data import store
 from raygen.data.catalog import Catalogue
 from raygen.data.scan import scan
-from raygen.errors import ConfigError, DataError, Interrupted, TrainingError
+from raygen.errors import ClusterError, ConfigError, DataError, Interrupted, TrainingError
 from raygen.interrupts import counted_interrupts
 from raygen.train import connect
 from tune.budget import BudgetScheduler
@@ -65,7 +65,8 @@ class Search:
 
     `parallel` trials run at once, as many as the cluster has room for if it is None; a new search
     tries `first` before what it draws. With `perturb`, trials branch. Raises
-    RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained.
+    RaygenError: Interrupted after Ctrl-C, saved; TrainingError where no trial can be trained;
+    ClusterError where the cluster is gone.
     """
 
     def __init__(
@@ -116,6 +117,11 @@ class Search:
                 if not self._own:  # the nodes are paid until the best is saved
                     spent = self.accounts.bill().dollars
                     finish(self.records, reason, budget=self.budget, spent=spent)
+            except RayActorError:
+                raise ClusterError(
+                    "a process that the search itself needs is gone, with its node or for want of "
+                    "memory; what was found is kept, and the same command goes on"
+                ) from None
             finally:
                 self._let_go()
             if self._own:
@@ -129,7 +135,7 @@ class Search:
         A lease that could not be closed in time is charged in full, and that is within the cap.
         """
         rest_s = (1 - LAST) * self.space.base.budget.drain_s if self._end_at < math.inf else None
-        with contextlib.suppress(GetTimeoutError):
+        with contextlib.suppress(GetTimeoutError, RayActorError):
             ray.get(self.accountant.close.remote(), timeout=rest_s)
         if self._own:
             ray.shutdown()

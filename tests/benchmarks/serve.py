@@ -6,23 +6,26 @@
     uvicorn    a plain FastAPI endpoint with the same, one clip at a time
 
 CPU time is that of all processes that a request passes: the proxy (HAProxy where it is installed,
-unless `--ingress python`) and the replica. Ray's housekeeping, which runs whether or not anybody
-asks, stands beside it. Raw drawing is measured before and after each load, so that a machine that
-slows down does so for all, and each load is the middle one of three. Clients are threads of this
-process, with an address of its own each time: nothing is cached. The generator has learnt a few
-rendered shapes (serve_fitted.py), for clips that compress as clips do, or is any export: `--export
-PATH`. What encoding an mp4 takes beside drawing it is measured as well, and so how much of raw a
-server of mp4 can reach at most.
+unless `--ingress python`) and the replica with its encoders. Ray's housekeeping, which runs
+whether or not anybody asks, stands beside it. The servers have each load in turn, three times, of
+which the middle one counts; who is not asked is stopped meanwhile. Raw drawing is measured before
+and after, so that a machine that slows down does so for all. Clients are threads of this process,
+with an address of its own each time: nothing is cached. The generator has learnt a few rendered
+shapes (serve_fitted.py), for clips that compress as clips do, or is any export: `--export PATH`.
+What encoding an mp4 takes beside drawing it is measured as well, and so how much of raw a server
+of mp4 can reach at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -30,8 +33,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,29 +114,36 @@ def compare(exported: str, clips: int, ingress: str, servers: list[str]) -> dict
     raws: list[float] = []
     mp4s: list[float] = []
     alone: dict[str, float] = {}  # the same by one clip at a time, for the lone client's format
-    for server in servers:
-        with running(server, exported, drawing, ingress) as (process, port):
-            for clients, format in itertools.product(CLIENTS, FORMATS):
-                count = min(clips, 48) if clients == 1 else clips
-                rounds = []
-                for _ in range(ROUNDS):
-                    before_s = raw_s(source, 8, 4)
-                    load = measured(process, port, server, clients, format, count)
-                    rounds.append((load, (before_s + raw_s(source, 8, 4)) / 2))
+    with contextlib.ExitStack() as stack:
+        there = {}
+        for server in servers:
+            there[server] = stack.enter_context(running(server, exported, drawing, ingress))
+            _signal(there[server][0], signal.SIGSTOP)
+        for clients, format in itertools.product(CLIENTS, FORMATS):
+            count = min(clips, 48) if clients == 1 else clips
+            rounds: dict[str, list[tuple[Load, float]]] = defaultdict(list)
+            for _, server in itertools.product(range(ROUNDS), servers):
+                process, port = there[server]
+                before_s = raw_s(source, 8, 4)
+                _signal(process, signal.SIGCONT)
+                load = measured(process, port, server, clients, format, count)
+                _signal(process, signal.SIGSTOP)
+                rounds[server].append((load, (before_s + raw_s(source, 8, 4)) / 2))
+            if clients == 1:
+                alone[format] = raw_s(source, 1, 16)
+            file_s = encoding_s(source, format)
+            if format == "mp4":
+                mp4s.append(file_s)
+            for server in servers:
                 # The middle one: a machine has its moments.
-                rounds.sort(key=lambda pair: pair[0].per_cpu_s * pair[1])
-                load, clip_s = rounds[len(rounds) // 2]
+                ordered = sorted(rounds[server], key=lambda pair: pair[0].per_cpu_s * pair[1])
+                load, clip_s = ordered[ROUNDS // 2]
                 loads[server, clients, format] = load
-                if (server, clients) == ("raygen", 1):
-                    alone[format] = raw_s(source, 1, 16)
+                raws.append(clip_s)
+                over[server, clients, format] = load.per_cpu_s * clip_s
                 console.print(
                     f"{server}, {clients} clients, {format}: {load.per_cpu_s * clip_s:.3f}"
                 )
-                raws.append(clip_s)
-                over[server, clients, format] = load.per_cpu_s * clip_s
-                file_s = encoding_s(source, format)
-                if format == "mp4":
-                    mp4s.append(file_s)
                 encoded = load.per_cpu_s * (clip_s + file_s)
                 table.add_row(
                     *(server, str(clients), format, f"{load.per_cpu_s:.1f}"),
@@ -168,6 +178,13 @@ def compare(exported: str, clips: int, ingress: str, servers: list[str]) -> dict
     return figures
 
 
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    """To a server and all that it has started."""
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
+
+
 def raw_s(source: Source, batch: int, times: int) -> float:
     """CPU seconds a clip, drawn so many at once."""
     source.draw(list(range(batch)))
@@ -187,7 +204,7 @@ def encoding_s(source: Source, format: str) -> float:
     return (time.thread_time() - start) / len(clips)
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(
     server: str, exported: str, drawing: str, ingress: str
 ) -> Iterator[tuple[psutil.Process, int]]:
@@ -214,6 +231,8 @@ def running(
                 time.sleep(0.5)
             yield psutil.Process(process.pid), port
         finally:
+            if process.poll() is None:
+                _signal(psutil.Process(process.pid), signal.SIGCONT)
             process.communicate()  # its stdin ends, and so does it
 
 
