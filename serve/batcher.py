@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
+NEXT_S = 0.003  # and on, as long as they come one after the other
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,8 +88,9 @@ class Batcher(Generic[Item, Result]):
                 if not batch:
                     waiting = self._queue.get()
                     deadline = time.monotonic() + patience_s
-                elif len(batch) < last and (left_s := deadline - time.monotonic()) > 0:
-                    waiting = self._queue.get(timeout=left_s)
+                elif len(batch) < last:
+                    left_s = deadline - time.monotonic()
+                    waiting = self._queue.get(timeout=max(left_s, min(NEXT_S, patience_s)))
                 else:
                     waiting = self._queue.get_nowait()
                 if waiting is None:
