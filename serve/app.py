@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ from raygen.data import store
 from raygen.errors import ConfigError, ExportError, RaygenError
 from raygen.export import load_generator
 from raygen.manifest import Signer
-from serve import edge
+from serve import costs, edge, metrics
 from serve.api import build_api
 from serve.drawing import parse
 from serve.following import Following, check
@@ -101,6 +102,8 @@ class Clips:
         self.guard = Guard(args)
         folder = Path(args.videos or Path(tempfile.gettempdir()) / f"{VIDEOS}-{os.getuid()}")
         self.videos = Videos(folder)
+        # A machine without a metadata service takes a moment to say so.
+        threading.Thread(target=_tell_costs, daemon=True).start()
         for card in self.models.cards():
             log.info("serving %s (%s), drawn as %s", card.name, card.digest, card.drawing)
 
@@ -108,6 +111,12 @@ class Clips:
         """What Serve calls once the replica is there."""
         secure = Middleware(Security, guard=lambda: self.guard)
         return build_api(self.models, self.videos, [secure])
+
+
+def _tell_costs() -> None:
+    dollars = costs.hourly()
+    if dollars is not None:
+        metrics.costs(dollars)
 
 
 def build(args: AppArgs) -> Application:

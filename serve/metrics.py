@@ -7,6 +7,7 @@
     raygen_queue_seconds             from asking to the batch
     raygen_generation_seconds        of a batch
     raygen_encoding_seconds          of a file, by format
+    raygen_replica_dollars_per_hour  what this replica costs, by no model
 
 Ray serves them on every node at `--metrics-export-port`, with a `ray_` before each name. It guesses
 the sums of histograms from their buckets: the mean batch is clips_total over batch_size_count.
@@ -18,7 +19,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 BATCHES = (1.0, 2.0, 4.0, 6.0, 7.0, 8.0)
@@ -32,6 +33,11 @@ def _counter(name: str, description: str, *tags: str) -> Any:
 @functools.cache
 def _histogram(name: str, description: str, bounds: tuple[float, ...], *tags: str) -> Any:
     return Histogram(f"raygen_{name}", description, list(bounds), tags)
+
+
+@functools.cache
+def _gauge(name: str, description: str) -> Any:
+    return Gauge(f"raygen_{name}", description)
 
 
 def answered(route: str, status: int) -> None:
@@ -61,3 +67,8 @@ def encoded(model: str, format: str, seconds: float) -> None:
     tags = {"model": model, "format": format}
     encoding = _histogram("encoding_seconds", "Of a file.", SECONDS, "model", "format")
     encoding.observe(seconds, tags)
+
+
+def costs(dollars_per_hour: float) -> None:
+    """What this replica costs, as long as it lives."""
+    _gauge("replica_dollars_per_hour", "What a replica costs.").set(dollars_per_hour)

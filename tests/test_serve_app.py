@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from raygen import video
+from raygen.cost.prices import price
 from raygen.errors import ExportError
 from raygen.export import export_run, load_generator
 from serve.app import PORT, AppArgs, build
@@ -94,6 +95,8 @@ def test_prometheus_is_told_what_was_asked_and_drawn(client: httpx.Client) -> No
         ("queue_seconds_count", "small"): 11.0,
         ("encoding_seconds_count", "npy"): 3.0,
         ("encoding_seconds_count", "mp4"): 8.0,
+        # One of the node's two CPUs.
+        ("replica_dollars_per_hour", ""): price("local").on_demand / 2,
     }
     patience = time.monotonic() + 60
     while not wanted.items() <= (found := scraped(address)).items():
@@ -118,7 +121,7 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
     for sample in samples:
         labels = sample.labels
         said = [labels[k] for k in ("route", "status", "format") if k in labels]
-        key = (sample.name.removeprefix("ray_raygen_"), *(said or [labels["model"]]))
+        key = (sample.name.removeprefix("ray_raygen_"), *(said or [labels.get("model", "")]))
         found[key] = sample.value
     return found
 

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raygen.cost import watchdog
 from raygen.cost.cap import Node
 from raygen.cost.entries import Lease, Purpose, Reason
-from raygen.cost.node import Identity, ask_metadata, identify
+from raygen.cost.node import Identity, ask_metadata, identify, share
 from raygen.cost.prices import price, prices
 from raygen.errors import ConfigError
 
@@ -100,9 +100,7 @@ class Cluster:
 
     def share(self, node: str, kinds: Mapping[str, float]) -> float:
         """The largest part, 0 to 1, that amounts of resources are of what a node has of them."""
-        capacity = self._capacity.get(node, {})
-        parts = [amount / capacity[kind] for kind, amount in kinds.items() if capacity.get(kind)]
-        return min(1.0, max(parts, default=0.0))
+        return share(kinds, self._capacity.get(node, {}))
 
     def renew(self, leases: Mapping[str, Lease]) -> None:
         """Tells the stewards of rented nodes how long each may stay."""

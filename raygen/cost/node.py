@@ -55,6 +55,12 @@ def identify(
     return Identity(named or otherwise, labels.get(LABEL_ZONE, ""), labels.get(LABEL_MARKET, ""))
 
 
+def share(held: Mapping[str, float], there: Mapping[str, float]) -> float:
+    """The largest part, 0 to 1, that amounts of resources are of what a node has of them."""
+    parts = [amount / there[kind] for kind, amount in held.items() if there.get(kind)]
+    return min(1.0, max(parts, default=0.0))
+
+
 def ask_metadata(endpoint: str = METADATA, timeout_s: float = TIMEOUT_S) -> Identity | None:
     """What the metadata service at `endpoint`, AWS's or GCP's, says of this machine; None for none.
 
