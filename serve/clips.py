@@ -81,7 +81,8 @@ def _parameters(**models: type[BaseModel]) -> dict[str, Any]:
         schema = model.model_json_schema()
         for name, what in schema["properties"].items():
             required = name in schema.get("required", ())
-            found.append({"name": name, "in": place, "required": required, "schema": what})
+            said = {"description": what.pop("description")} if "description" in what else {}
+            found.append({"name": name, "in": place, "required": required, "schema": what} | said)
     return {"parameters": found}
 
 
