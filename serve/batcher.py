@@ -82,15 +82,18 @@ class Batcher(Generic[Item, Result]):
     def _gathered(self, last: int, patience_s: float) -> list[_Waiting[Item, Result]]:
         """The next batch, as large as the last one if that takes a moment; none at the end."""
         batch: list[_Waiting[Item, Result]] = []
-        deadline = float("inf")
+        deadline, waited = float("inf"), False
+        next_s = min(NEXT_S, patience_s)
         with contextlib.suppress(queue.Empty):
             while len(batch) < self._max_batch:
                 if not batch:
                     waiting = self._queue.get()
                     deadline = time.monotonic() + patience_s
                 elif len(batch) < last:
-                    left_s = deadline - time.monotonic()
-                    waiting = self._queue.get(timeout=max(left_s, min(NEXT_S, patience_s)))
+                    waited = waited or not self._queue.qsize()
+                    waiting = self._queue.get(timeout=max(deadline - time.monotonic(), next_s))
+                elif waited:  # where one had lost the others, it finds them again
+                    waiting = self._queue.get(timeout=next_s)
                 else:
                     waiting = self._queue.get_nowait()
                 if waiting is None:
