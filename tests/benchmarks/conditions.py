@@ -45,7 +45,7 @@ OVERRIDES: dict[str, Any] = {
     "augment.cutout": 0.0,
 }
 # What the README recommends for texts.
-TEXTS = {"loss.contrast": 1.0, "conditions.crossed": 0.5}
+TEXTS = {"loss.contrast": 1.0, "conditions.crossed": 0.25}
 
 console = Console()
 
