@@ -3,10 +3,10 @@
     encoders = Encoders(1)
     data = await encoders(File([clip_THWC], "mp4", fps=16))         # as raygen.video.encode
 
-A thread that encodes beside the one that draws and the one that answers costs all three a third of
-an mp4 more CPU time: they pass the interpreter's lock around a hundred times a clip. Clips go to a
-child through shared memory, those that were drawn together at once, and their files come back
-together, so that the loop wakes up once for all of them.
+A thread that encodes beside the one that draws and the one that answers costs the three of them
+1.5 ms of CPU more for each mp4, which itself takes 2 (serve/README.md): they pass the interpreter's
+lock around. Clips go to a child through shared memory, those that were drawn together at once, and
+their files come back together, so that the loop wakes up once for all of them.
 """
 
 from __future__ import annotations
