@@ -190,7 +190,8 @@ def test_a_budget_ends_a_run_saved_and_judged_on_its_way(
     best = run.best()
     assert best is not None
     assert set(run.checkpoints()[:-2]) <= {best}
-    assert run.at(best).status["step"] % 20 == 0 or best == run.checkpoints()[-1]
+    # The newest when the judge was free, which comes after 20 steps or more.
+    assert f"step {run.at(best).status['step']} judged: " in output
 
 
 @pytest.mark.parametrize(
