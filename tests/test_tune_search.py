@@ -75,7 +75,8 @@ def test_a_search_whose_accountant_is_killed_says_so_in_a_line(
     assert driver.wait(300) == 1, log.read_text()
     said = log.read_text()
     assert "Traceback" not in said
-    assert said.splitlines()[-1].endswith("the same command goes on")
+    # Ray may have said after it that a worker died.
+    assert any(line.endswith("the same command goes on") for line in said.splitlines())
 
 
 @pytest.mark.slow
