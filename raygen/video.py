@@ -171,7 +171,7 @@ def grid(clips_NTHWC: Clips) -> Clips:
 
 
 def enlarge(clip_THWC: Clips, scale: int) -> Clips:
-    """Each pixel repeated `scale` times both ways."""
+    """Each pixel repeated `scale` times both ways; the clip itself where that is once."""
     return clip_THWC.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else clip_THWC
 
 

@@ -80,7 +80,7 @@ class AppArgs(SecurityArgs):
 )
 @serve.ingress()
 class Clips:
-    """The replica: HTTP, batcher, generator and encoders in one process."""
+    """The replica: HTTP, batcher and generator in one process, which has encoders beside it."""
 
     def __init__(self, args: AppArgs) -> None:
         signer = _signer(args)

@@ -4,9 +4,9 @@
     data = await encoders(File([clip_THWC], "mp4", fps=16))         # as raygen.video.encode
 
 A thread that encodes beside the one that draws and the one that answers costs the three of them
-1.5 ms of CPU more for each mp4, which itself takes 2 (serve/README.md): they pass the interpreter's
-lock around. Clips go to a child through shared memory, those that were drawn together at once, and
-their files come back together, so that the loop wakes up once for all of them.
+about 1.5 ms of CPU more for each mp4, which itself takes 2: they pass the interpreter's lock around
+(serve/README.md has the loads). Clips go to a child through shared memory, those that were drawn
+together at once, and their files come back together, so that the loop wakes up once for all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ ATTEMPTS = 2  # of a file whose child died: anything may have ended the first on
 
 
 class File(NamedTuple):
-    """What is made: clips [T,H,W,3] of one shape, and the arguments of `raygen.video.encode`."""
+    """What is made: clips [T,H,W,3], uint8, of one shape, `fps` frames a second; the rest is as for
+    `raygen.video.encode`.
+    """
 
     clips: Sequence[video.Clips]
     format: str
@@ -66,11 +68,11 @@ class Encoders:
             Batcher(self._encode, TOGETHER) for _ in range(count)
         ]
         self._busy = [0] * count
-        self.file_s = 0.0  # what one takes, of late
+        self.file_s = 0.0  # seconds that one takes, of late
 
     @property
     def wait_s(self) -> float:
-        """How long a file that came now would wait."""
+        """Seconds that a file that came now would wait."""
         return min(self._busy) * self.file_s
 
     async def __call__(self, file: File) -> bytes:
