@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-GATHER, GATHER_S = 0.15, 0.02  # of a batch's time, and at most: how long one waits to be as large
+GATHER, GATHER_S = 0.25, 0.05  # of a batch's time, and at most: how long the next waits for more
 NEXT_S = 0.003  # and on, as long as they come one after the other
+LEAST = 1 / 16  # of that is waited where nothing came of it
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,11 +32,11 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Calls `run` in a thread of its own, with as many items as came while it was busy.
 
-    A lone item goes at once, and the busier the model, the larger the batches. Who was answered
-    together often asks again together, one just after the other: a batch that would be smaller than
-    the last one waits for a moment that is short beside it. `run` gives positions and results as it
-    makes them, and each is passed on at once. An error of `run` goes to every item of its batch
-    that has none yet.
+    A lone item goes at once, and the busier the model, the larger the batches. Who has an answer
+    often asks again: a batch waits, for a moment that is short beside it, to have as many items as
+    the last one and those that came meanwhile. Where they do not come in time it waits half as long
+    from then on, and where they do, twice. `run` gives positions and results as it makes them, and
+    each is passed on at once. An error of `run` goes to every item of its batch that has none yet.
 
     The thread takes the next batch by itself: were it handed over by the event loop, it would stand
     still while that answers those who had the last one.
@@ -65,8 +66,9 @@ class Batcher(Generic[Item, Result]):
         self._queue.put(None)
 
     def _work(self) -> None:
-        last, patience_s = 0, 0.0
-        while batch := self._gathered(last, patience_s):
+        expected, patience_s, share = 0, 0.0, 1.0
+        while batch := self._gathered(expected, share * patience_s):
+            share = max(share / 2, LEAST) if len(batch) < expected else min(share * 2, 1.0)
             start = time.monotonic()
             wanted = [waiting for waiting in batch if not waiting.future.done()]
             if not wanted:
@@ -77,23 +79,21 @@ class Batcher(Generic[Item, Result]):
             except Exception as error:
                 for waiting in wanted:
                     _tell(waiting.future, _fail, error)
-            last, patience_s = len(wanted), min(GATHER_S, GATHER * (time.monotonic() - start))
+            expected = min(len(wanted) + self.waiting, self._max_batch)
+            patience_s = min(GATHER_S, GATHER * (time.monotonic() - start))
 
-    def _gathered(self, last: int, patience_s: float) -> list[_Waiting[Item, Result]]:
-        """The next batch, as large as the last one if that takes a moment; none at the end."""
+    def _gathered(self, expected: int, patience_s: float) -> list[_Waiting[Item, Result]]:
+        """The next batch, as large as expected if that takes a moment; none at the end."""
         batch: list[_Waiting[Item, Result]] = []
-        deadline, waited = float("inf"), False
-        next_s = min(NEXT_S, patience_s)
+        deadline = float("inf")
         with contextlib.suppress(queue.Empty):
             while len(batch) < self._max_batch:
                 if not batch:
                     waiting = self._queue.get()
                     deadline = time.monotonic() + patience_s
-                elif len(batch) < last:
-                    waited = waited or not self._queue.qsize()
-                    waiting = self._queue.get(timeout=max(deadline - time.monotonic(), next_s))
-                elif waited:  # where one had lost the others, it finds them again
-                    waiting = self._queue.get(timeout=next_s)
+                elif len(batch) < expected:
+                    left_s = deadline - time.monotonic()
+                    waiting = self._queue.get(timeout=max(left_s, min(NEXT_S, patience_s)))
                 else:
                     waiting = self._queue.get_nowait()
                 if waiting is None:
