@@ -7,7 +7,7 @@
 What it answers is in serve/api.py. Ray Serve listens on 127.0.0.1 unless told otherwise.
 """
 
-# No `from __future__ import annotations`: Serve reads the type of `app`'s argument as it stands.
+from __future__ import annotations
 
 import logging
 import os
@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import ray
@@ -30,6 +31,7 @@ from raygen.data import store
 from raygen.errors import ConfigError, ExportError, RaygenError
 from raygen.export import load_generator
 from raygen.manifest import Signer
+from raygen.tree import validated
 from serve import costs, edge, metrics
 from serve.api import build_api
 from serve.drawing import parse
@@ -155,10 +157,10 @@ def build(args: AppArgs) -> Application:
     return Clips.bind(bound)  # type: ignore[no-any-return, attr-defined]
 
 
-def app(args: AppArgs) -> Application:
-    """What `serve run serve.app:app` calls: as `build`, with its error as one line."""
+def app(args: dict[str, Any]) -> Application:
+    """What `serve run serve.app:app key=value ...` calls, with any error as one line."""
     try:
-        application = build(args)
+        application = build(validated(AppArgs, args, {}))
         _refuse_taken_port()
     except RaygenError as error:
         raise click.ClickException(str(error)) from None

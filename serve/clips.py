@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -30,15 +30,16 @@ FRAMES = 4096  # of a clip, at most
 SCALE = 8
 PIXELS = 2**26  # of a file that is made in one piece: 192 MiB as RGB
 FOREVER = "max-age=31536000, immutable"
-NAME = r"^[\w.@-]+$"
 
-ModelName = Annotated[str, Path(max_length=200, pattern=NAME, description="name, digest, or best")]
+Name = Annotated[
+    str, Field(max_length=200, pattern=r"^[\w.@-]+$", description="name, digest, or best")
+]
 
 
 class ClipPath(BaseModel):
     """A clip's place."""
 
-    name: str = Field(max_length=200, pattern=NAME, description="name, digest, or best")
+    name: Name
     seed: int = Field(ge=0, lt=SEEDS)
 
 
@@ -178,7 +179,7 @@ def clip_routes(models: AnyModels) -> APIRouter:
         tags=["models"],
         responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     )
-    async def one_model(name: ModelName) -> Model:
+    async def one_model(name: Name) -> Model:
         """One model, by name, digest, or as `best`."""
         return (await models.resolve(name)).card
 

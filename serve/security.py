@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raygen.errors import RaygenError
+from raygen.tree import Section
 from serve import tokens
 from serve.edge import CONTROLS, send_problem
 from serve.tokens import Bucket, Caller
@@ -39,7 +40,7 @@ READ = ["ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy
 READ += [f"X-Raygen-{name}" for name in ("Batch", "Class", "Model", "Seed")]
 
 
-class SecurityArgs(BaseModel):
+class SecurityArgs(Section):
     """Arguments of the application that say who may ask, and how much."""
 
     tokens: str = Field(

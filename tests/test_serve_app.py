@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
+import click
 import httpx
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from raygen import video
 from raygen.cost.prices import price
 from raygen.errors import ExportError
 from raygen.export import export_run, load_generator
-from serve.app import PORT, AppArgs, build
+from serve.app import PORT, AppArgs, app, build
 from tests.small_runs import CLASSES, make_run
 
 ROOT = Path(__file__).parents[1]
@@ -249,18 +250,38 @@ def test_no_export_is_an_error_before_anything_starts(
         build(AppArgs())
 
 
-def serve_run(export: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ({"exprt": "here"}, r"unknown key exprt; did you mean export\?"),
+        ({"queue_s": "long"}, r"queue_s: must be a number.* \(got 'long'\)"),
+        ({"queue_s": "-1"}, r"queue_s: must be greater than 0 \(got '-1'\)"),
+        ({"watermark": "perhaps"}, r"watermark: must be a boolean.* \(got 'perhaps'\)"),
+    ],
+)
+def test_a_mistaken_argument_is_named(args: dict[str, str], line: str) -> None:
+    with pytest.raises(click.ClickException, match=f"^{line}$"):
+        app(args)
+
+
+def serve_run(argument: str) -> subprocess.CompletedProcess[str]:
     """`serve run` on the port 8000, expected to end by itself."""
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"]
     return subprocess.run(
-        [*command, f"export={export}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*command, argument], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 
-def test_serve_run_answers_a_missing_export_with_one_line(tmp_path: Path) -> None:
-    result = serve_run(str(tmp_path))
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [("export={}", "Error: no export at {}"), ("exprt={}", "Error: unknown key exprt; did you")],
+)
+def test_serve_run_answers_what_it_cannot_serve_with_one_line(
+    tmp_path: Path, argument: str, line: str
+) -> None:
+    result = serve_run(argument.format(tmp_path))
     assert result.returncode == 1
-    assert f"Error: no export at {tmp_path}" in result.stderr
+    assert line.format(tmp_path) in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -272,7 +293,7 @@ def test_serve_run_answers_a_taken_port_with_one_line(exported: str) -> None:
             taken.listen()
         except OSError:
             pass  # something else has it, which serves as well
-        result = serve_run(exported)
+        result = serve_run(f"export={exported}")
     assert result.returncode == 1
     assert "Error: port 8000 is in use" in result.stderr
     assert "Traceback" not in result.stderr
