@@ -122,5 +122,5 @@ def test_a_killed_search_goes_on_within_its_cap(shapes: Path, tmp_path: Path) ->
     assert sum(book.spending(time.time()).trials.values()) > 0
     generator = load_generator(records.path("best"))
     assert generator.document["status"]["step"] == result.step
-    checked = Space.load(space)
+    checked = Space.load(space, [f"data.uri={shapes}", *SETTINGS])
     assert json.loads(store.read_bytes(records.path("search.json")))["digest"] == checked.digest
